@@ -1,0 +1,307 @@
+"""From affinities to instances: fragments by watershed, agglomeration by waterz; and the classical path from raw.
+
+Affinity 1 = same object. Channel k at voxel v belongs to the edge from v to v + offsets[k]; the nearest offsets
+(-1,0,0), (0,-1,0), (0,0,-1) are the ones used here, found by their offsets whatever their order.
+An edge between two regions costs 1 - the mean affinity over their contact (or a quantile), and regions are merged
+while the cost is below the threshold: 0 merges nothing, 1 merges everything connected by any affinity.
+"""
+
+import contextlib
+import ctypes
+import io
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+import pydantic
+
+from emae._config import Config
+
+NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
+THRESHOLDS = tuple(round(0.02 * i, 2) for i in range(1, 50))
+FLAT_RATIO = 3.0  # sections thicker than this many in-plane voxels: fragments are made in each section
+
+
+class Agglomeration(Config):
+    """How affinities become instances. Defaults were measured: docs/decisions/decoding.md."""
+
+    kind: Literal["agglomeration"] = "agglomeration"
+    threshold: float | None = pydantic.Field(None, gt=0, le=1)
+    """Merge while 1 - mean affinity of a contact is below this; None until chosen on held-out labels."""
+    fragments: Literal["auto", "sections", "volume", "affinity"] = "auto"
+    """Seeded watershed in each section, or in the volume (auto: by voxel size), or waterz's own from the affinities."""
+    contact: Literal["mean", "quantile_25", "quantile_50", "quantile_75"] = "mean"
+    """Which statistic of the affinities over a contact is compared with the threshold."""
+    foreground: float = pydantic.Field(0.5, ge=0, le=1)
+    """Voxels of a higher mean affinity are inside objects: seeds are the maxima of the distance to the others."""
+    seed_sigma_vx: float = pydantic.Field(1.0, ge=0)
+    seed_spacing_vx: int = pydantic.Field(7, ge=1)
+    """Window in which a seed is the highest point of the distance, voxels of the finest axis."""
+    cut: float = pydantic.Field(0.05, ge=0, lt=1)
+    """Fragments never hang together by edges below this; voxels with all edges below it are background (0)."""
+    min_size_vx: int = pydantic.Field(0, ge=0)
+    small: Literal["merge", "remove"] = "merge"
+    """Objects below min_size_vx join the nearest object left, or become background."""
+    landscape: Literal["boundary", "distance"] = "boundary"
+    statistic: Literal["mean", "min"] = "mean"
+
+
+class ClassicalConfig(Config):
+    """The classical baseline: boundaries from smoothed raw alone, then the same watershed and agglomeration."""
+
+    kind: Literal["classical"] = "classical"
+    sigma_nm: float = pydantic.Field(15.0, gt=0)
+    """Gaussian smoothing; in each section only, where sections are thick."""
+    ridge: float = pydantic.Field(0.5, ge=0, le=1)
+    """Weight of the dark-ridge filter (largest Hessian eigenvalue) against plain darkness."""
+    agglomeration: Agglomeration = Agglomeration()
+
+
+def decode(prediction, config: Agglomeration, offsets=None, voxel_size_nm=None) -> np.ndarray:
+    """Instances (Z, Y, X) uint64 from affinities, ids dense from 1, 0 = background.
+
+    prediction: (C, Z, Y, X) affinities, floats in [0, 1] or uint8 of 0..255, an array or a Volume. offsets: C x
+    (dz, dy, dx) voxels, else prediction.attrs["offsets"], else NEAREST for 3 channels. voxel_size_nm: else the
+    Volume's; needed by fragments="auto". The truth comes back from its own exact affinities, where its objects are
+    6-connected and larger than a voxel.
+    Raises ValueError for a missing threshold, nearest offset or voxel size, and for values outside the range.
+    """
+    if config.threshold is None:
+        raise ValueError("this decoder has no threshold: choose one on held-out labels, or set threshold=0.5")
+    return next(decode_sweep(prediction, config, [config.threshold], offsets, voxel_size_nm))[1]
+
+
+def decode_sweep(
+    affinities, config: Agglomeration, thresholds: Iterable[float], offsets=None, voxel_size_nm=None
+) -> Iterator[tuple[float, np.ndarray]]:
+    """(threshold, instances) in increasing order of the thresholds; fragments and contacts are computed once."""
+    affinities, voxel_size_nm = nearest_affinities(affinities, offsets, voxel_size_nm)
+    pieces = fragments(affinities, config, voxel_size_nm)
+    for threshold, labels in _agglomerate(affinities, pieces, config.contact, thresholds):
+        yield threshold, _tidy(labels, config, voxel_size_nm)
+
+
+def choose_threshold(
+    true,
+    affinities,
+    config: Agglomeration,
+    score: Callable,
+    thresholds: Iterable[float] = THRESHOLDS,
+    *,
+    valid=None,
+    offsets=None,
+    voxel_size_nm=None,
+) -> tuple[Agglomeration, list[dict]]:
+    """The config with the threshold of the lowest sqrt(adapted Rand error x VOI), and every threshold's scores.
+
+    score: called as score(true=, predicted=, valid=), e.g. emae.score; returns .adapted_rand_error .voi_split
+    .voi_merge. Of a plateau (within 1 % of the best, around it) the middle is taken.
+    """
+    table = []
+    for threshold, labels in decode_sweep(affinities, config, thresholds, offsets, voxel_size_nm):
+        s = score(true=true, predicted=labels, valid=valid)
+        row = {k: getattr(s, k) for k in ("adapted_rand_error", "precision", "recall", "voi_split", "voi_merge")}
+        criterion = float(np.sqrt(s.adapted_rand_error * (s.voi_split + s.voi_merge)))
+        table.append({"threshold": threshold, "criterion": criterion, "objects": int(labels.max()), **row})
+    chosen = middle_of_plateau([row["criterion"] for row in table])
+    return config.model_copy(update={"threshold": table[chosen]["threshold"]}), table
+
+
+def middle_of_plateau(values) -> int:
+    """Index in the middle of the run of values within 1 % of the lowest, around the (first) lowest."""
+    values = np.asarray(values, float)
+    best = int(values.argmin())
+    good = values <= values[best] * 1.01 + 1e-6
+    low = best - int(np.argmin(np.r_[good[best::-1], False])) + 1
+    high = best + int(np.argmin(np.r_[good[best:], False])) - 1
+    return (low + high) // 2
+
+
+def nearest_affinities(prediction, offsets=None, voxel_size_nm=None):
+    """The three nearest channels in waterz's order, float32 in [0, 1] and contiguous, and the voxel size or None."""
+    attrs = getattr(prediction, "attrs", {})
+    offsets = attrs.get("offsets") if offsets is None else offsets
+    voxel_size_nm = getattr(prediction, "voxel_size_nm", None) if voxel_size_nm is None else voxel_size_nm
+    name = getattr(prediction, "name", "affinities")
+    if len(prediction.shape) != 4:
+        raise ValueError(f"{name}: want affinities (C, Z, Y, X), got shape {tuple(prediction.shape)}")
+    if offsets is None:
+        if prediction.shape[0] != 3:
+            raise ValueError(f"{name}: {prediction.shape[0]} channels and no offsets: give offsets=((-1,0,0), ...)")
+        offsets = NEAREST
+    offsets = [tuple(int(o) for o in offset) for offset in offsets]
+    if len(offsets) != prediction.shape[0]:
+        raise ValueError(f"{name}: {prediction.shape[0]} channels but {len(offsets)} offsets {offsets}")
+    missing = [offset for offset in NEAREST if offset not in offsets]
+    if missing:
+        raise ValueError(f"{name}: no channel has the offset {missing[0]}, only {offsets}; agglomeration needs it")
+    affinities = np.empty((3, *prediction.shape[1:]), np.float32)
+    for channel, offset in zip(affinities, NEAREST, strict=True):
+        channel[:] = np.asarray(prediction[offsets.index(offset)])
+    if prediction.dtype == np.uint8:
+        affinities /= 255
+    elif not np.issubdtype(prediction.dtype, np.floating):
+        raise ValueError(f"{name}: affinities must be floats in [0, 1] or uint8, got {prediction.dtype}")
+    if not (affinities.min() >= 0 and affinities.max() <= 1):  # also refuses NaN
+        raise ValueError(f"{name}: affinities must lie in [0, 1], got {affinities.min():g} to {affinities.max():g}")
+    return affinities, voxel_size_nm
+
+
+def fragments(affinities, config: Agglomeration, voxel_size_nm=None) -> np.ndarray:
+    """Small pieces of objects, (Z, Y, X) uint64, 0 = background; affinities as from nearest_affinities."""
+    kind = config.fragments
+    if kind == "auto":
+        if voxel_size_nm is None:
+            raise ValueError(
+                "fragments='auto' needs the voxel size: give voxel_size_nm=(z, y, x), or choose fragments='sections' "
+                "(thick sections) or 'volume' (isotropic)"
+            )
+        kind = "sections" if voxel_size_nm[0] > FLAT_RATIO * max(voxel_size_nm[1:]) else "volume"
+    if kind == "affinity":
+        return _edge_watershed(affinities, config.cut, 0.9999)
+    if kind == "sections":
+        pieces = np.empty(affinities.shape[1:], np.uint64)
+        last = 0
+        for z in range(len(pieces)):
+            pieces[z] = _seeded_watershed(affinities[1:, z], config, (1.0, 1.0))
+            pieces[z] += np.uint64(last)
+            last = int(pieces[z].max())
+    else:
+        size = np.ones(3) if voxel_size_nm is None else np.asarray(voxel_size_nm, float)
+        pieces = _seeded_watershed(affinities, config, tuple(size / size.min()))
+    return _cut(affinities, pieces, config.cut)
+
+
+def _seeded_watershed(affinities, config, voxel_size):
+    """Watershed of 1 - mean affinity from the maxima of the distance to its boundaries; any number of axes."""
+    from edt import edt
+    from scipy import ndimage
+    from skimage.segmentation import watershed
+
+    inside = _inside(affinities, config.statistic)
+    axes = tuple(range(inside.ndim))
+    distance = edt(np.ascontiguousarray(inside > config.foreground), anisotropy=voxel_size, parallel=1)
+    np.minimum(distance, max(inside.shape), out=distance)  # nothing outside: edt says infinity
+    if config.seed_sigma_vx:
+        distance = ndimage.gaussian_filter(distance, [config.seed_sigma_vx / s for s in voxel_size])
+    window = [max(1, round(config.seed_spacing_vx / s)) for s in voxel_size]
+    maxima = (ndimage.maximum_filter(distance, size=window) == distance) & (distance > 0)
+    seeds, _ = ndimage.label(maxima, np.ones((3,) * len(axes)))
+    if not seeds.any():
+        return np.ones(inside.shape, np.uint64)
+    landscape = 1 - inside if config.landscape == "boundary" else -distance
+    return watershed(landscape, seeds).astype(np.uint64)
+
+
+def _inside(affinities, statistic="mean"):
+    """Mean affinity of every voxel over its edges, both ways along each axis."""
+    total, edges = np.zeros(affinities.shape[1:], np.float32), np.zeros(affinities.shape[1:], np.float32)
+    if statistic == "min":
+        total += 1
+    for axis, channel in enumerate(affinities):
+        here, there = ([slice(None)] * channel.ndim for _ in range(2))
+        here[axis], there[axis] = slice(1, None), slice(None, -1)
+        for side in (tuple(here), tuple(there)):
+            if statistic == "min":
+                total[side] = np.minimum(total[side], channel[tuple(here)])
+            else:
+                total[side] += channel[tuple(here)]
+            edges[side] += 1
+    return total if statistic == "min" else total / np.maximum(edges, 1)
+
+
+def _cut(affinities, pieces, cut):
+    """Pieces split where they hang together by no edge of at least `cut`; voxels without such an edge become 0."""
+    edges = np.zeros_like(affinities)
+    for axis, channel in enumerate(affinities):
+        here, there = ([slice(None)] * 3 for _ in range(2))
+        here[axis], there[axis] = slice(1, None), slice(None, -1)
+        here, there = tuple(here), tuple(there)
+        edges[axis][here] = (channel[here] >= cut) & (channel[here] > 0) & (pieces[here] == pieces[there])
+    joined = _edge_watershed(edges, 0.5, 0.5001)
+    # a voxel cut off alone by the watershed line still belongs to an object: its own piece
+    alone = joined == 0
+    if alone.any():
+        linked = np.zeros(alone.shape, bool)
+        for axis, channel in enumerate(affinities):
+            here, there = ([slice(None)] * 3 for _ in range(2))
+            here[axis], there[axis] = slice(1, None), slice(None, -1)
+            edge = (channel[tuple(here)] >= cut) & (channel[tuple(here)] > 0)
+            linked[tuple(here)] |= edge
+            linked[tuple(there)] |= edge
+        alone &= linked
+        joined[alone] = joined.max() + np.arange(1, alone.sum() + 1, dtype=np.uint64)
+    return joined
+
+
+def _edge_watershed(affinities, low, high):
+    """waterz's watershed of the edges: no edge <= low is crossed, edges >= high always are."""
+    import waterz
+
+    with _quiet():
+        return next(waterz.agglomerate(affinities, [0.0], aff_threshold_low=low, aff_threshold_high=high))
+
+
+def _agglomerate(affinities, pieces, contact, thresholds):
+    """(threshold, new array of labels) by increasing threshold. waterz writes into the fragments it is given."""
+    import waterz
+
+    statistic = "MeanAffinity<RegionGraphType, ScoreValue>"
+    if contact != "mean":
+        quantile = contact.removeprefix("quantile_")
+        statistic = f"HistogramQuantileAffinity<RegionGraphType, {quantile}, ScoreValue, 256, false>"
+    thresholds = sorted({float(threshold) for threshold in thresholds})
+    own = pieces.copy()
+    sweep = waterz.agglomerate(
+        affinities, thresholds, fragments=own, scoring_function=f"OneMinus<{statistic}>", discretize_queue=256
+    )
+    for threshold in thresholds:
+        with _quiet():
+            next(sweep)
+        yield threshold, own.copy()
+
+
+def _tidy(labels, config, voxel_size_nm):
+    """Small objects merged or removed, ids dense from 1 (uint64)."""
+    import fastremap
+
+    labels, _ = fastremap.renumber(labels, in_place=True)
+    if config.min_size_vx > 1:
+        sizes = np.bincount(labels.ravel())
+        keep = sizes >= config.min_size_vx
+        keep[0] = True
+        if keep[1:].any() and not keep.all():
+            small = ~keep[labels]
+            labels[small] = 0
+            if config.small == "merge":
+                labels = _fill(labels, small, voxel_size_nm)
+            labels, _ = fastremap.renumber(labels)
+    return labels.astype(np.uint64)
+
+
+def _fill(labels, where, voxel_size_nm):
+    """Labels at `where` set to the nearest object."""
+    from scipy.ndimage import distance_transform_edt
+
+    at = distance_transform_edt(labels == 0, sampling=voxel_size_nm, return_distances=False, return_indices=True)
+    labels[where] = labels[tuple(axis[where] for axis in at)]
+    return labels
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Nothing on standard output: waterz reports its steps there, from C++ too, and `--json` must stay JSON."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
