@@ -34,26 +34,27 @@ class Agglomeration(Config):
     """Seeded watershed in each section, or in the volume (auto: by voxel size), or waterz's own from the affinities."""
     contact: Literal["mean", "quantile_25", "quantile_50", "quantile_75"] = "mean"
     """Which statistic of the affinities over a contact is compared with the threshold."""
-    foreground: float = pydantic.Field(0.5, ge=0, le=1)
+    foreground: float = pydantic.Field(0.8, ge=0, le=1)
     """Voxels of a higher mean affinity are inside objects: seeds are the maxima of the distance to the others."""
     seed_sigma_vx: float = pydantic.Field(1.0, ge=0)
-    seed_spacing_vx: int = pydantic.Field(7, ge=1)
+    seed_spacing_vx: int = pydantic.Field(5, ge=1)
     """Window in which a seed is the highest point of the distance, voxels of the finest axis."""
     cut: float = pydantic.Field(0.05, ge=0, lt=1)
-    """Fragments never hang together by edges below this; voxels with all edges below it are background (0)."""
+    """Fragments hang together by edges above this only; voxels without such an edge are background (0)."""
     min_size_vx: int = pydantic.Field(0, ge=0)
     small: Literal["merge", "remove"] = "merge"
     """Objects below min_size_vx join the nearest object left, or become background."""
-    landscape: Literal["boundary", "distance"] = "boundary"
-    statistic: Literal["mean", "min"] = "mean"
 
 
 class ClassicalConfig(Config):
-    """The classical baseline: boundaries from smoothed raw alone, then the same watershed and agglomeration."""
+    """The classical baseline: boundaries from smoothed raw alone, then the same watershed and agglomeration.
+
+    Sections thicker than FLAT_RATIO in-plane voxels are filtered one by one.
+    """
 
     kind: Literal["classical"] = "classical"
     sigma_nm: float = pydantic.Field(15.0, gt=0)
-    """Gaussian smoothing; in each section only, where sections are thick."""
+    """Scale of the filters."""
     ridge: float = pydantic.Field(0.5, ge=0, le=1)
     """Weight of the dark-ridge filter (largest Hessian eigenvalue) against plain darkness."""
     agglomeration: Agglomeration = Agglomeration()
@@ -102,7 +103,9 @@ def choose_threshold(
     table = []
     for threshold, labels in decode_sweep(affinities, config, thresholds, offsets, voxel_size_nm):
         s = score(true=true, predicted=labels, valid=valid)
-        row = {k: getattr(s, k) for k in ("adapted_rand_error", "precision", "recall", "voi_split", "voi_merge")}
+        row = {
+            k: getattr(s, k) for k in ("adapted_rand_error", "precision", "recall", "voi_split", "voi_merge")
+        }
         criterion = float(np.sqrt(s.adapted_rand_error * (s.voi_split + s.voi_merge)))
         table.append({"threshold": threshold, "criterion": criterion, "objects": int(labels.max()), **row})
     chosen = middle_of_plateau([row["criterion"] for row in table])
@@ -119,6 +122,83 @@ def middle_of_plateau(values) -> int:
     return (low + high) // 2
 
 
+def segment_raw(raw, config: ClassicalConfig, voxel_size_nm=None) -> np.ndarray:
+    """The classical baseline: instances (Z, Y, X) uint64 from raw alone (bright cytoplasm, dark membranes)."""
+    affinities, voxel_size_nm = raw_affinities(raw, config, voxel_size_nm)
+    return decode(affinities, config.agglomeration, NEAREST, voxel_size_nm)
+
+
+def raw_affinities(raw, config: ClassicalConfig, voxel_size_nm=None):
+    """Pseudo-affinities (3, Z, Y, X) of smoothed raw, and the voxel size.
+
+    Boundary in [0, 1] = darkness and dark ridge (largest eigenvalue of the Hessian), both between their 1st and 99th
+    percentile (of the section, where filters are by section); the affinity of an edge is 1 - its darker end.
+    """
+    voxel_size_nm = getattr(raw, "voxel_size_nm", None) if voxel_size_nm is None else voxel_size_nm
+    if voxel_size_nm is None:
+        raise ValueError(
+            f"{getattr(raw, 'name', 'raw')}: give voxel_size_nm=(z, y, x); the filters are in nanometres"
+        )
+    raw = np.asarray(raw)
+    sigma = [config.sigma_nm / size for size in voxel_size_nm]
+    if _flat(voxel_size_nm):
+        boundary = np.stack([_boundary(section, sigma[1:], config.ridge) for section in raw])
+    else:
+        boundary = _boundary(raw, sigma, config.ridge)
+    affinities = np.zeros((3, *raw.shape), np.float32)
+    for axis, channel in enumerate(affinities):
+        upper, lower = _ends(axis, 3)
+        channel[upper] = 1 - np.maximum(boundary[upper], boundary[lower])
+    return affinities, voxel_size_nm
+
+
+def choose_classical(
+    true, raw, configs: Iterable[ClassicalConfig], score: Callable, thresholds: Iterable[float] = THRESHOLDS, *,
+    valid=None, voxel_size_nm=None,
+) -> tuple[ClassicalConfig, list[dict]]:  # fmt: skip
+    """The best of `configs` on held-out labels with its best threshold, and one row of scores per config."""
+    table, chosen = [], []
+    for config in configs:
+        affinities, size = raw_affinities(raw, config, voxel_size_nm)
+        agglomeration, rows = choose_threshold(
+            true, affinities, config.agglomeration, score, thresholds, valid=valid, voxel_size_nm=size
+        )
+        chosen.append(config.model_copy(update={"agglomeration": agglomeration}))
+        row = next(row for row in rows if row["threshold"] == agglomeration.threshold)
+        table.append({"config": chosen[-1].model_dump(), **row})
+    return chosen[int(np.argmin([row["criterion"] for row in table]))], table
+
+
+def _flat(voxel_size_nm):
+    return voxel_size_nm[0] > FLAT_RATIO * max(voxel_size_nm[1:])
+
+
+def _boundary(raw, sigma, ridge):
+    """Darkness and dark ridges of an image of any number of axes, float32 in [0, 1]."""
+    from scipy.ndimage import gaussian_filter
+
+    raw = raw.astype(np.float32)
+    n = raw.ndim
+    dark = -gaussian_filter(raw, sigma)
+    hessian = np.empty((*raw.shape, n, n), np.float32)
+    for i in range(n):
+        for j in range(i, n):
+            order = np.eye(n, dtype=int)[i] + np.eye(n, dtype=int)[j]
+            hessian[..., i, j] = hessian[..., j, i] = (
+                gaussian_filter(raw, sigma, order=order) * sigma[i] * sigma[j]
+            )
+    ridges = np.empty_like(raw)
+    for index in range(len(raw)):
+        ridges[index] = np.linalg.eigvalsh(hessian[index])[..., -1]
+    np.maximum(ridges, 0, out=ridges)
+    return ridge * _stretch(ridges) + (1 - ridge) * _stretch(dark)
+
+
+def _stretch(image):
+    low, high = np.percentile(image, (1, 99))
+    return np.clip((image - low) / max(high - low, 1e-6), 0, 1)
+
+
 def nearest_affinities(prediction, offsets=None, voxel_size_nm=None):
     """The three nearest channels in waterz's order, float32 in [0, 1] and contiguous, and the voxel size or None."""
     attrs = getattr(prediction, "attrs", {})
@@ -129,14 +209,18 @@ def nearest_affinities(prediction, offsets=None, voxel_size_nm=None):
         raise ValueError(f"{name}: want affinities (C, Z, Y, X), got shape {tuple(prediction.shape)}")
     if offsets is None:
         if prediction.shape[0] != 3:
-            raise ValueError(f"{name}: {prediction.shape[0]} channels and no offsets: give offsets=((-1,0,0), ...)")
+            raise ValueError(
+                f"{name}: {prediction.shape[0]} channels and no offsets: give offsets=((-1,0,0), ...)"
+            )
         offsets = NEAREST
     offsets = [tuple(int(o) for o in offset) for offset in offsets]
     if len(offsets) != prediction.shape[0]:
         raise ValueError(f"{name}: {prediction.shape[0]} channels but {len(offsets)} offsets {offsets}")
     missing = [offset for offset in NEAREST if offset not in offsets]
     if missing:
-        raise ValueError(f"{name}: no channel has the offset {missing[0]}, only {offsets}; agglomeration needs it")
+        raise ValueError(
+            f"{name}: no channel has the offset {missing[0]}, only {offsets}; agglomeration needs it"
+        )
     affinities = np.empty((3, *prediction.shape[1:]), np.float32)
     for channel, offset in zip(affinities, NEAREST, strict=True):
         channel[:] = np.asarray(prediction[offsets.index(offset)])
@@ -145,7 +229,9 @@ def nearest_affinities(prediction, offsets=None, voxel_size_nm=None):
     elif not np.issubdtype(prediction.dtype, np.floating):
         raise ValueError(f"{name}: affinities must be floats in [0, 1] or uint8, got {prediction.dtype}")
     if not (affinities.min() >= 0 and affinities.max() <= 1):  # also refuses NaN
-        raise ValueError(f"{name}: affinities must lie in [0, 1], got {affinities.min():g} to {affinities.max():g}")
+        raise ValueError(
+            f"{name}: affinities must lie in [0, 1], got {affinities.min():g} to {affinities.max():g}"
+        )
     return affinities, voxel_size_nm
 
 
@@ -158,7 +244,7 @@ def fragments(affinities, config: Agglomeration, voxel_size_nm=None) -> np.ndarr
                 "fragments='auto' needs the voxel size: give voxel_size_nm=(z, y, x), or choose fragments='sections' "
                 "(thick sections) or 'volume' (isotropic)"
             )
-        kind = "sections" if voxel_size_nm[0] > FLAT_RATIO * max(voxel_size_nm[1:]) else "volume"
+        kind = "sections" if _flat(voxel_size_nm) else "volume"
     if kind == "affinity":
         return _edge_watershed(affinities, config.cut, 0.9999)
     if kind == "sections":
@@ -180,7 +266,7 @@ def _seeded_watershed(affinities, config, voxel_size):
     from scipy import ndimage
     from skimage.segmentation import watershed
 
-    inside = _inside(affinities, config.statistic)
+    inside = _inside(affinities)
     axes = tuple(range(inside.ndim))
     distance = edt(np.ascontiguousarray(inside > config.foreground), anisotropy=voxel_size, parallel=1)
     np.minimum(distance, max(inside.shape), out=distance)  # nothing outside: edt says infinity
@@ -191,48 +277,40 @@ def _seeded_watershed(affinities, config, voxel_size):
     seeds, _ = ndimage.label(maxima, np.ones((3,) * len(axes)))
     if not seeds.any():
         return np.ones(inside.shape, np.uint64)
-    landscape = 1 - inside if config.landscape == "boundary" else -distance
-    return watershed(landscape, seeds).astype(np.uint64)
+    return watershed(1 - inside, seeds).astype(np.uint64)
 
 
-def _inside(affinities, statistic="mean"):
+def _inside(affinities):
     """Mean affinity of every voxel over its edges, both ways along each axis."""
-    total, edges = np.zeros(affinities.shape[1:], np.float32), np.zeros(affinities.shape[1:], np.float32)
-    if statistic == "min":
-        total += 1
+    total, edges = np.zeros((2, *affinities.shape[1:]), np.float32)
     for axis, channel in enumerate(affinities):
-        here, there = ([slice(None)] * channel.ndim for _ in range(2))
-        here[axis], there[axis] = slice(1, None), slice(None, -1)
-        for side in (tuple(here), tuple(there)):
-            if statistic == "min":
-                total[side] = np.minimum(total[side], channel[tuple(here)])
-            else:
-                total[side] += channel[tuple(here)]
+        for side in _ends(axis, channel.ndim):
+            total[side] += channel[_ends(axis, channel.ndim)[0]]
             edges[side] += 1
-    return total if statistic == "min" else total / np.maximum(edges, 1)
+    return total / np.maximum(edges, 1)
+
+
+def _ends(axis, ndim):
+    """Slices of the upper and the lower voxel of all edges along an axis; affinities are stored at the upper."""
+    upper, lower = ([slice(None)] * ndim for _ in range(2))
+    upper[axis], lower[axis] = slice(1, None), slice(None, -1)
+    return tuple(upper), tuple(lower)
 
 
 def _cut(affinities, pieces, cut):
-    """Pieces split where they hang together by no edge of at least `cut`; voxels without such an edge become 0."""
-    edges = np.zeros_like(affinities)
+    """Pieces split where they hang together by no edge above `cut`; voxels without such an edge become 0."""
+    inner = np.zeros_like(affinities)
+    alone = np.ones(pieces.shape, bool)
     for axis, channel in enumerate(affinities):
-        here, there = ([slice(None)] * 3 for _ in range(2))
-        here[axis], there[axis] = slice(1, None), slice(None, -1)
-        here, there = tuple(here), tuple(there)
-        edges[axis][here] = (channel[here] >= cut) & (channel[here] > 0) & (pieces[here] == pieces[there])
-    joined = _edge_watershed(edges, 0.5, 0.5001)
-    # a voxel cut off alone by the watershed line still belongs to an object: its own piece
-    alone = joined == 0
-    if alone.any():
-        linked = np.zeros(alone.shape, bool)
-        for axis, channel in enumerate(affinities):
-            here, there = ([slice(None)] * 3 for _ in range(2))
-            here[axis], there[axis] = slice(1, None), slice(None, -1)
-            edge = (channel[tuple(here)] >= cut) & (channel[tuple(here)] > 0)
-            linked[tuple(here)] |= edge
-            linked[tuple(there)] |= edge
-        alone &= linked
-        joined[alone] = joined.max() + np.arange(1, alone.sum() + 1, dtype=np.uint64)
+        upper, lower = _ends(axis, 3)
+        edge = channel[upper] > cut
+        alone[upper] &= ~edge
+        alone[lower] &= ~edge
+        inner[axis][upper] = edge & (pieces[upper] == pieces[lower])
+    joined = _edge_watershed(inner, 0.5, 0.6)
+    # a voxel that only the watershed line cut off still belongs to an object: its own piece
+    lone = (joined == 0) & ~alone
+    joined[lone] = joined.max() + np.arange(1, np.count_nonzero(lone) + 1, dtype=np.uint64)
     return joined
 
 
@@ -285,7 +363,9 @@ def _fill(labels, where, voxel_size_nm):
     """Labels at `where` set to the nearest object."""
     from scipy.ndimage import distance_transform_edt
 
-    at = distance_transform_edt(labels == 0, sampling=voxel_size_nm, return_distances=False, return_indices=True)
+    at = distance_transform_edt(
+        labels == 0, sampling=voxel_size_nm, return_distances=False, return_indices=True
+    )
     labels[where] = labels[tuple(axis[where] for axis in at)]
     return labels
 
