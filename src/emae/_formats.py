@@ -717,24 +717,29 @@ def _is_hdf5(place: Place) -> bool:
     return _starts(place, b"\x89HDF\r\n\x1a\n") or _starts(place, b"\x89HDF\r\n\x1a\n", at=512)
 
 
+def _is_folder(place: Place) -> bool:
+    return place.remote or place.path.is_dir()
+
+
+def _is_zarr(place: Place) -> bool:
+    return _is_folder(place) and zarr_node(Place(place.base)) is not None
+
+
+def _is_precomputed(place: Place) -> bool:
+    return _is_folder(place) and "scales" in (Place(place.base).json("info") or {})
+
+
+def _is_n5(place: Place) -> bool:  # a root may have no attributes of its own, and on the web it cannot be listed
+    inside = [Place(place.base), *([place.inside(place.key)] if place.key else [])]
+    return _is_folder(place) and any(_n5_kind(p) is not None for p in inside)
+
+
 OPENERS: tuple[tuple[str, Callable[[Place], bool], Callable[[Place], Source]], ...] = (
     ("TIFF", lambda place: _starts(place, b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _open_tiff),
     ("HDF5", _is_hdf5, _open_hdf5),
     ("MRC", _is_mrc, _open_mrc),
-    (
-        "Zarr or OME-Zarr",
-        lambda place: _is_folder(place) and zarr_node(Place(place.base)) is not None,
-        _open_zarr,
-    ),
-    (
-        "precomputed",
-        lambda place: _is_folder(place) and "scales" in (Place(place.base).json("info") or {}),
-        _open_precomputed,
-    ),
-    ("N5", lambda place: _is_folder(place) and _n5_kind(Place(place.base)) is not None, _open_n5),
+    ("Zarr or OME-Zarr", _is_zarr, _open_zarr),
+    ("precomputed", _is_precomputed, _open_precomputed),
+    ("N5", _is_n5, _open_n5),
     ("a folder of PNG or TIFF sections", lambda place: bool(_section_files(place)), _open_folder),
 )
-
-
-def _is_folder(place: Place) -> bool:
-    return place.remote or place.path.is_dir()

@@ -244,7 +244,7 @@ def create_volume(
 
     attrs go under attributes["emae"] and come back as Volume.attrs. A chunk is written whole or not at all (temporary file,
     then rename); two writers must not share a chunk. resume=True reopens an existing one of the same shape, type and attrs.
-    FileExistsError where something is there; overwrite=True replaces a Zarr volume, nothing else. OSError without the free space.
+    FileExistsError where something is there; overwrite=True replaces what was written by this function, nothing else. OSError without the free space.
     """
     path, shape, dtype = Path(path), tuple(int(s) for s in shape), np.dtype(dtype)
     voxel_size_nm, attrs = checked_voxel_size(voxel_size_nm), json.loads(json.dumps(attrs or {}))
@@ -262,10 +262,8 @@ def create_volume(
             return _reopened(path, shape, dtype, voxel_size_nm, attrs)
         if not overwrite:
             raise FileExistsError(f"{path} exists: choose another name, or replace it with --overwrite")
-        if not path.is_dir() or zarr_node(Place(str(path))) is None:
-            raise FileExistsError(
-                f"{path} exists and is no Zarr volume: it is never replaced, choose another name"
-            )
+        if "emae" not in (zarr_node(Place(str(path))) or ("", {}))[1]:  # --overwrite must not cost a lab its data
+            raise FileExistsError(f"{path} exists and was not written by emae: it is never replaced, choose another name")
     _check_writable(path)
     check_free_space(
         path.parent,
@@ -467,46 +465,49 @@ def check_pair(
 
 
 def resample(volume: Volume, voxel_size_nm: Sequence[float], *, order: int = 1) -> Volume:
-    """A lazy view at another voxel size, nm (z, y, x), of the same extent (to half a voxel).
+    """A lazy view at another voxel size, nm (z, y, x), of the same extent to half a voxel.
 
-    order 1: linear, the kernel widened by the factor where voxels grow, so nothing aliases; integers are rounded.
+    order 1: linear interpolation; where voxels grow by a factor f, averaged over a width of f - 1 old voxels, so
+    that nothing aliases (f = 2 is the plain mean of two; linear ramps stay exact for any f); integers are rounded.
     order 0: the nearest voxel, for labels. Voxel centres lie at (i + 1/2) x voxel size.
     """
+    assert order in (0, 1), order
     old, new = volume.require_voxel_size(), checked_voxel_size(voxel_size_nm)
     lead, sides = volume.shape[:-3], volume.shape[-3:]
     shape = tuple(max(1, round(side * a / b)) for side, a, b in zip(sides, old, new))
-    ratios = [b / a for a, b in zip(old, new)]
+    factors = [b / a for a, b in zip(old, new)]
 
     def read(slices):
         weights, reads = [], []
-        for item, side, ratio in zip(slices[-3:], sides, ratios):
-            centre = (np.arange(item.start, item.stop) + 0.5) * ratio - 0.5
-            reach = max(1.0, ratio) if order else 0.5
-            low = int(np.clip(np.floor(centre[0] - reach), 0, side - 1))
-            high = int(np.clip(np.ceil(centre[-1] + reach), 0, side - 1)) + 1
-            distance = np.abs(np.arange(low, high)[None] - np.clip(centre, 0, side - 1)[:, None])
-            weight = np.maximum(0.0, 1 - distance / reach)
-            weights.append(weight / weight.sum(1, keepdims=True) if order else distance.argmin(1))
+        for item, side, factor in zip(slices[-3:], sides, factors):
+            centre = np.clip((np.arange(item.start, item.stop) + 0.5) * factor - 0.5, 0, side - 1)
+            width = max(0.0, factor - 1) if order else 0.0
+            low = max(0, int(np.floor(centre[0] - width / 2)))
+            high = min(side, int(np.ceil(centre[-1] + width / 2)) + 1)
+            weights.append(_linear_weights(centre[:, None] - np.arange(low, high)[None], width))
             reads.append(slice(low, high))
         out = volume[(*slices[:-3], *reads)]
         for axis, weight in enumerate(weights, start=out.ndim - 3):
             if order:
                 out = np.moveaxis(np.tensordot(weight.astype(np.float32), out, (1, axis)), 0, axis)
             else:
-                out = out.take(weight, axis)
-        return (
-            np.rint(out).astype(volume.dtype)
-            if volume.dtype.kind in "ui" and order
-            else out.astype(volume.dtype)
-        )
+                out = out.take(weight.argmax(1), axis)
+        return (np.rint(out) if volume.dtype.kind in "ui" and order else out).astype(volume.dtype)
 
-    chunk = volume.chunk_shape[:-3] + tuple(
-        max(1, round(c / r)) for c, r in zip(volume.chunk_shape[-3:], ratios)
-    )
-    assert order in (0, 1), order
-    return Volume(
-        Source(lead + shape, volume.dtype, chunk, read, new, volume.attrs), f"{volume.name} at {new} nm"
-    )
+    chunk = tuple(max(1, round(c / f)) for c, f in zip(volume.chunk_shape[-3:], factors))
+    source = Source(lead + shape, volume.dtype, volume.chunk_shape[:-3] + chunk, read, new, volume.attrs)
+    return Volume(source, f"{volume.name} at {new} nm")
+
+
+def _linear_weights(distance: np.ndarray, width: float) -> np.ndarray:
+    """Weights (new voxels, old voxels) of linear interpolation averaged over `width` old voxels; rows sum to 1."""
+    if width < 1e-6:
+        weight = np.maximum(0.0, 1 - np.abs(distance))
+    else:  # the integral of the hat function, from its two ends
+        ends = [np.clip(distance + side, -1, 1) for side in (width / 2, -width / 2)]
+        upper, lower = [np.where(t < 0, (t + 1) ** 2 / 2, 1 - (1 - t) ** 2 / 2) for t in ends]
+        weight = upper - lower
+    return weight / weight.sum(1, keepdims=True)
 
 
 def _text(slices) -> str:
