@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from emae._geometry import Box, blocks, parse_box
 
 corner = st.integers(-4, 6)
-boxes = st.builds(lambda s, n: Box(s, [a + k for a, k in zip(s, n)]), *[st.tuples(*[r] * 2) for r in (corner, st.integers(0, 5))])
+boxes = st.builds(
+    lambda s, n: Box(s, [a + k for a, k in zip(s, n)]),
+    *[st.tuples(*[r] * 2) for r in (corner, st.integers(0, 5))],
+)
 
 
 def voxels(box):
@@ -34,7 +37,9 @@ def test_shift_grow_slices_and_text():
         box.grow(2).slices  # noqa: B018  numpy would wrap the negative start around
 
 
-@pytest.mark.parametrize(("text", "stop"), [("1:4,2:6,3:8", (4, 6, 8)), ("1:,2:6,3:", (10, 6, 30)), (" 1:4, 2:, 3:8", (4, 20, 8))])
+@pytest.mark.parametrize(
+    ("text", "stop"), [("1:4,2:6,3:8", (4, 6, 8)), ("1:,2:6,3:", (10, 6, 30)), (" 1:4, 2:, 3:8", (4, 20, 8))]
+)
 def test_parse_box(text, stop):
     assert parse_box(text, (10, 20, 30)) == Box((1, 2, 3), stop)
     assert parse_box(str(parse_box(text, (10, 20, 30))), (10, 20, 30)) == Box((1, 2, 3), stop)
@@ -42,8 +47,15 @@ def test_parse_box(text, stop):
 
 @pytest.mark.parametrize(
     ("text", "fault"),
-    [("1:2,3:4", "2 ranges"), ("a:2,:,:", "cannot read"), ("5:5,:,:", "empty"), (":,:,0:31", "outside"), ("-2:,:,:", "cannot read"), ("1,2,3", "cannot read")],
-)  # fmt: skip
+    [
+        ("1:2,3:4", "2 ranges"),
+        ("a:2,:,:", "cannot read"),
+        ("5:5,:,:", "empty"),
+        (":,:,0:31", "outside"),
+        ("-2:,:,:", "cannot read"),
+        ("1,2,3", "cannot read"),
+    ],
+)
 def test_parse_box_refuses(text, fault):
     with pytest.raises(ValueError, match=fault):
         parse_box(text, (10, 20, 30))

@@ -41,12 +41,22 @@ def em():
 
 def tiff_imagej(path, em):
     tifffile.imwrite(
-        path, em, imagej=True, resolution=(1 / 0.0045, 1 / 0.004), metadata={"axes": "ZYX", "spacing": 0.05, "unit": "um"}
+        path,
+        em,
+        imagej=True,
+        resolution=(1 / 0.0045, 1 / 0.004),
+        metadata={"axes": "ZYX", "spacing": 0.05, "unit": "um"},
     )
 
 
 def tiff_ome(path, em):
-    size = {"PhysicalSizeX": 4.5, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.004, "PhysicalSizeZ": 50, "PhysicalSizeZUnit": "nm"}
+    size = {
+        "PhysicalSizeX": 4.5,
+        "PhysicalSizeXUnit": "nm",
+        "PhysicalSizeY": 0.004,
+        "PhysicalSizeZ": 50,
+        "PhysicalSizeZUnit": "nm",
+    }
     tifffile.imwrite(path, em, ome=True, compression="zlib", metadata={"axes": "ZYX", **size})
 
 
@@ -82,30 +92,49 @@ def mrc(path, em):
 
 
 def plain_zarr(path, em, version=2, **attrs):
-    array = zarr.create_array(path, shape=em.shape, dtype=em.dtype, chunks=(1,) * (em.ndim - 3) + (2, 8, 8), zarr_format=version)
+    array = zarr.create_array(
+        path, shape=em.shape, dtype=em.dtype, chunks=(1,) * (em.ndim - 3) + (2, 8, 8), zarr_format=version
+    )
     array[...] = em
     array.attrs.update(attrs or {"resolution": list(NM), "units": ["nm", "nm", "nm"]})
 
 
 def ome_zarr(path, em, version="0.4", axes="zyx", unit="micrometer"):
     """Two levels, the second at half the size in y and x, written with zarr-python."""
-    names = [{"name": a, "type": "space", **({"unit": unit} if unit else {})} if a in "zyx" else {"name": a} for a in axes]
+    names = [
+        {"name": a, "type": "space", **({"unit": unit} if unit else {})} if a in "zyx" else {"name": a}
+        for a in axes
+    ]
     scale = [{"z": 0.05, "y": 0.004, "x": 0.0045}.get(a, 1.0) for a in axes]
     half = [v * (2 if a in "yx" else 1) for v, a in zip(scale, axes)]
-    levels = [{"path": p, "coordinateTransformations": [{"type": "scale", "scale": v}]} for p, v in (("s0", scale), ("s1", half))]
+    levels = [
+        {"path": p, "coordinateTransformations": [{"type": "scale", "scale": v}]}
+        for p, v in (("s0", scale), ("s1", half))
+    ]
     multiscales = [{"version": version, "axes": names, "datasets": levels}]
     group = zarr.open_group(path, mode="w", zarr_format=2 if version == "0.4" else 3)
-    group.attrs.update({"multiscales": multiscales} if version == "0.4" else {"ome": {"version": version, "multiscales": multiscales}})
+    group.attrs.update(
+        {"multiscales": multiscales}
+        if version == "0.4"
+        else {"ome": {"version": version, "multiscales": multiscales}}
+    )
     steps = tuple(slice(None, None, 2 if a in "yx" else 1) for a in axes)
     for name, data in (("s0", em), ("s1", em[steps])):
-        array = group.create_array(name, shape=data.shape, dtype=data.dtype, chunks=tuple(min(8, s) for s in data.shape))
+        array = group.create_array(
+            name, shape=data.shape, dtype=data.dtype, chunks=tuple(min(8, s) for s in data.shape)
+        )
         array[...] = data
 
 
 def n5(path, em):
     import tensorstore
 
-    meta = {"dimensions": em.shape[::-1], "blockSize": [8, 8, 2], "dataType": "uint8", "compression": {"type": "gzip"}}
+    meta = {
+        "dimensions": em.shape[::-1],
+        "blockSize": [8, 8, 2],
+        "dataType": "uint8",
+        "compression": {"type": "gzip"},
+    }
     spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{path}/raw/"}, "metadata": meta}
     tensorstore.open(spec, create=True).result()[...] = em.T
     attributes = json.loads((path / "raw/attributes.json").read_text())
@@ -116,11 +145,19 @@ def n5(path, em):
 def precomputed(path, em):
     import tensorstore
 
-    scale = {"size": em.shape[::-1], "resolution": NM[::-1], "encoding": "raw", "chunk_size": [8, 8, 2], "voxel_offset": [7, 0, 2]}
+    scale = {
+        "size": em.shape[::-1],
+        "resolution": NM[::-1],
+        "encoding": "raw",
+        "chunk_size": [8, 8, 2],
+        "voxel_offset": [7, 0, 2],
+    }
     spec = {
-        "driver": "neuroglancer_precomputed", "kvstore": {"driver": "file", "path": f"{path}/"}, "scale_metadata": scale,
+        "driver": "neuroglancer_precomputed",
+        "kvstore": {"driver": "file", "path": f"{path}/"},
+        "scale_metadata": scale,
         "multiscale_metadata": {"data_type": "uint8", "num_channels": 1, "type": "image"},
-    }  # fmt: skip
+    }
     tensorstore.open(spec, create=True).result()[..., 0] = em.T
 
 
@@ -129,10 +166,18 @@ def ours(path, em):
 
 
 WRITERS = {
-    "ij.tif": tiff_imagej, "x.ome.tif": tiff_ome, "stack.h5": hdf5, "t.mrc": mrc, "v2.zarr": plain_zarr,
-    "v3.zarr": functools.partial(plain_zarr, version=3), "ome4.zarr": ome_zarr, "ome5.zarr": functools.partial(ome_zarr, version="0.5"),
-    "vol.n5": n5, "pre": precomputed, "ours.zarr": ours,
-}  # fmt: skip
+    "ij.tif": tiff_imagej,
+    "x.ome.tif": tiff_ome,
+    "stack.h5": hdf5,
+    "t.mrc": mrc,
+    "v2.zarr": plain_zarr,
+    "v3.zarr": functools.partial(plain_zarr, version=3),
+    "ome4.zarr": ome_zarr,
+    "ome5.zarr": functools.partial(ome_zarr, version="0.5"),
+    "vol.n5": n5,
+    "pre": precomputed,
+    "ours.zarr": ours,
+}
 NO_SIZE = {"pages.tif": tiff_pages, "png": png_folder, "tiffs": tiff_folder}
 
 
@@ -144,7 +189,9 @@ def test_every_format_opens_with_its_voxels_size_and_crops(tmp_path, em, name):
     np.testing.assert_array_equal(volume[...], em)
     np.testing.assert_array_equal(volume[1:5:2, 3, ..., -4:], em[1:5:2, 3, -4:])
     np.testing.assert_array_equal(open_path(tmp_path / name, box="2:,3:9,:11")[:], em[2:, 3:9, :11])
-    np.testing.assert_array_equal(volume.crop("2:,3:9,:11").crop("1:2,1:,:").read(Box((0, 0, 1), (1, 2, 5))), em[3:4, 4:6, 1:5])
+    np.testing.assert_array_equal(
+        volume.crop("2:,3:9,:11").crop("1:2,1:,:").read(Box((0, 0, 1), (1, 2, 5))), em[3:4, 4:6, 1:5]
+    )
     assert volume.crop("2:,3:9,:11").crop("1:2,1:,:").box == Box((3, 4, 0), (4, 9, 11))
     if name in WRITERS:
         assert volume.require_voxel_size() == pytest.approx(NM, rel=1e-6)
@@ -198,7 +245,9 @@ def test_axes_are_brought_to_channels_first(tmp_path, em):
         volume = open_path(tmp_path / name)
         assert volume.shape == (2, *SHAPE)
         np.testing.assert_array_equal(volume[1, 2:4, 5], two[1, 2:4, 5])
-        np.testing.assert_array_equal(volume.crop("1:2,2:9,4:7").read(Box((0, 1, 0), (1, 2, 3))), two[:, 1:2, 3:4, 4:7])
+        np.testing.assert_array_equal(
+            volume.crop("1:2,2:9,4:7").read(Box((0, 1, 0), (1, 2, 3))), two[:, 1:2, 3:4, 4:7]
+        )
     np.testing.assert_array_equal(open_path(tmp_path / "one.zarr")[...], em)
     ome_zarr(tmp_path / "times.zarr", two, axes="tzyx")
     with pytest.raises(ValueError, match="times.zarr.*one time point"):
@@ -227,7 +276,14 @@ def test_n5_scale_takes_its_groups_resolution_times_its_factors(tmp_path, em):
     shutil.copytree(tmp_path / "v.n5/raw", tmp_path / "v.n5/c0/s1")
     at = tmp_path / "v.n5/c0/s1/attributes.json"
     attributes = json.loads(at.read_text())
-    at.write_text(json.dumps({**{k: v for k, v in attributes.items() if k != "pixelResolution"}, "downsamplingFactors": [2, 2, 1]}))
+    at.write_text(
+        json.dumps(
+            {
+                **{k: v for k, v in attributes.items() if k != "pixelResolution"},
+                "downsamplingFactors": [2, 2, 1],
+            }
+        )
+    )
     (tmp_path / "v.n5/c0/attributes.json").write_text(json.dumps({"resolution": list(NM[::-1])}))
     assert open_path(tmp_path / "v.n5:c0/s1").voxel_size_nm == (50, 8, 9)
     with pytest.raises(ValueError, match="v.n5.*c0/s1, raw"):
@@ -284,19 +340,27 @@ def test_bucket_addresses_reach_the_store_of_their_kind(scheme):
     place = place_of(f"{scheme}://bucket/a/x.zarr:s1")
     assert (place.base, place.key, place.remote) == (f"{scheme}://bucket/a/x.zarr", "s1", True)
     spec = tensorstore.KvStore.Spec(place.kvstore()).to_json()
-    assert (spec["driver"], spec["bucket"], spec["path"]) == ({"s3": "s3", "gs": "gcs"}[scheme], "bucket", "a/x.zarr/")
+    assert (spec["driver"], spec["bucket"], spec["path"]) == (
+        {"s3": "s3", "gs": "gcs"}[scheme],
+        "bucket",
+        "a/x.zarr/",
+    )
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
+# ---- writing -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [(SHAPE, "uint64"), ((3, *SHAPE), "uint8"), (SHAPE, "float32"), (SHAPE, "bool")])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [(SHAPE, "uint64"), ((3, *SHAPE), "uint8"), (SHAPE, "float32"), (SHAPE, "bool")]
+)
 def test_what_is_written_is_read_by_independent_readers(tmp_path, shape, dtype):
     from ome_zarr_models.v05 import Image as OmeImage
 
     data = np.random.default_rng(1).integers(0, 2, shape).astype(dtype)
     attrs = {"offsets": [[-1, 0, 0], [0, -9, 0], [0, 0, -1]]}
-    out = create_volume(tmp_path / "o.zarr", shape, dtype, NM, chunk_shape=(1,) * (len(shape) - 3) + (4, 8, 16), attrs=attrs)
+    out = create_volume(
+        tmp_path / "o.zarr", shape, dtype, NM, chunk_shape=(1,) * (len(shape) - 3) + (4, 8, 16), attrs=attrs
+    )
     for z in (0, 4):
         out[..., z : z + 4, :, :] = data[..., z : z + 4, :, :]
     group = zarr.open_group(tmp_path / "o.zarr", mode="r")
@@ -370,12 +434,16 @@ except OSError as error:
 
 def test_a_write_that_fails_is_told_and_leaves_the_old_chunk(tmp_path):
     """A file-size limit stands in for a full disk: the write of the new chunk ends half way."""
-    done = subprocess.run([sys.executable, "-c", FILL_DISK, tmp_path / "o.zarr"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FILL_DISK, tmp_path / "o.zarr"], capture_output=True, text=True
+    )
     assert "o.zarr: cannot write box 0:64,0:128,0:128" in done.stdout and "free there" in done.stdout, done
-    np.testing.assert_array_equal(zarr.open_group(tmp_path / "o.zarr", mode="r")["0"][:33, 0, 0], [1] * 32 + [0])
+    np.testing.assert_array_equal(
+        zarr.open_group(tmp_path / "o.zarr", mode="r")["0"][:33, 0, 0], [1] * 32 + [0]
+    )
 
 
-# ---- bad input: the good twins are in test_every_format_opens... --------------------------------------------------------
+# ---- bad input: the good twins are in test_every_format_opens... -------------------------------------------
 
 
 def cut(path, fraction):
@@ -413,7 +481,15 @@ def test_section_damaged_within_is_found_when_read(tmp_path, em):
         volume[2]
 
 
-@pytest.mark.parametrize(("name", "chunk"), [("v2.zarr", "1.1.2"), ("ome4.zarr", "s0/0.1.2"), ("ome5.zarr", "s0/c/0/1/2"), ("ours.zarr", "0/c/0/0/0")])
+@pytest.mark.parametrize(
+    ("name", "chunk"),
+    [
+        ("v2.zarr", "1.1.2"),
+        ("ome4.zarr", "s0/0.1.2"),
+        ("ome5.zarr", "s0/c/0/1/2"),
+        ("ours.zarr", "0/c/0/0/0"),
+    ],
+)
 def test_damaged_chunk_is_an_error_absent_chunk_is_the_fill_value(tmp_path, em, name, chunk):
     WRITERS[name](tmp_path / name, em)
     cut(tmp_path / name / chunk, 0.5)
@@ -453,7 +529,13 @@ def test_sections_of_other_shapes_types_series_or_colours(tmp_path, em):
         for k, section in enumerate(em):
             tiff.write(section[k:], metadata=None)
     tifffile.imwrite(tmp_path / "rgb.tif", np.stack([em] * 3, -1), photometric="rgb")
-    for name, fault in [("shapes", "s9.png.*10, 30"), ("series", "2 series"), ("colour", "s9.png.*RGB"), ("pages.tif", "different shapes"), ("rgb.tif", "colour")]:
+    for name, fault in [
+        ("shapes", "s9.png.*10, 30"),
+        ("series", "2 series"),
+        ("colour", "s9.png.*RGB"),
+        ("pages.tif", "different shapes"),
+        ("rgb.tif", "colour"),
+    ]:
         with pytest.raises(ValueError, match=f"{name}.*{fault}"):
             open_path(tmp_path / name)
 
@@ -495,7 +577,11 @@ def test_labels(em):
     assert checked.dtype == np.uint64 and checked.voxel_size_nm == NM
     np.testing.assert_array_equal(checked[...], ids)
     check_labels(Volume.from_array(np.full((4, 4, 4), 3, np.uint8)))  # one object is something
-    for array, fault in [(em.astype(np.float32), "float32"), (ids - 100, "negative label"), (ids * 0, "all labels are 0")]:
+    for array, fault in [
+        (em.astype(np.float32), "float32"),
+        (ids - 100, "negative label"),
+        (ids * 0, "all labels are 0"),
+    ]:
         with pytest.raises(ValueError, match=f"bad: .*{fault}"):
             check_labels(Volume.from_array(array, name="bad"))
 
@@ -517,7 +603,9 @@ def test_pairs():
     raw = volume((20, 30, 40), name="raw")
     assert check_pair(raw, volume((20, 30, 40))) == Box.of_shape((20, 30, 40))
     assert check_pair(raw, volume((5, 6, 7)), (15, 0, 33)) == Box((15, 0, 33), (20, 6, 40))
-    assert check_pair(raw, volume((30, 40, 7)), (-5, -5, 3)) == Box((0, 0, 3), (20, 30, 10))  # CREMI: labels reach beyond
+    assert check_pair(raw, volume((30, 40, 7)), (-5, -5, 3)) == Box(
+        (0, 0, 3), (20, 30, 10)
+    )  # CREMI: labels reach beyond
     assert check_pair(raw, volume((20, 30, 40), None)) == Box.of_shape((20, 30, 40))
     with pytest.raises(ValueError, match="shapes differ: raw.*offset.*voxels.*states an offset of"):
         check_pair(raw, volume((5, 6, 7), offset=[0, 8, 8]))
@@ -547,11 +635,11 @@ def test_box_and_index_outside(tmp_path, em):
         whole[6]
 
 
-# ---- resampling ------------------------------------------------------------------------------------------------------
+# ---- resampling --------------------------------------------------------------------------------------------
 
 
 def test_resample_keeps_a_plane_and_a_constant():
-    """A linear ramp in nm stays that ramp away from the borders, growing or shrinking; a constant stays everywhere."""
+    """A linear ramp in nm stays that ramp away from the borders; a constant stays everywhere."""
     z, y, x = np.indices((12, 24, 24))
     ramp = Volume.from_array(((z + 0.5) * 40 + (y + 0.5) * 8 + (x + 0.5) * 6).astype(np.float32), (40, 8, 6))
     for nm in [(20.0, 4.0, 6.0), (80.0, 16.0, 12.0), (50.0, 6.5, 10.0)]:
@@ -575,7 +663,7 @@ def test_resample_labels_takes_the_nearest_and_never_mixes():
         resample(Volume.from_array(ids), (4, 4, 4))
 
 
-# ---- laziness and threads ----------------------------------------------------------------------------------------------
+# ---- laziness and threads ----------------------------------------------------------------------------------
 
 
 def test_opening_and_reading_a_corner_does_not_read_the_volume(tmp_path):

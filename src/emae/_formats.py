@@ -1,9 +1,8 @@
 """The formats an EM lab keeps its volumes in, told by content: one opener each, `OPENERS` is the whole list.
 
-An opener takes a `Place` and returns a `Source`: the few facts of an array, (Z, Y, X) or (C, Z, Y, X), and one
-function that reads slices of it. Foreign axis orders end here (N5 and precomputed are x, y, z). Voxel sizes are nm
-(z, y, x), None where not stated.
-Libraries are imported by the opener that needs them.
+An opener takes a `Place` and returns a `Source`: the few facts of an array, (Z, Y, X) or (C, Z, Y, X), and
+one function that reads slices of it. Foreign axis orders end here (N5 and precomputed are x, y, z). Voxel
+sizes are nm (z, y, x), None where not stated. Libraries are imported by the opener that needs them.
 """
 
 from __future__ import annotations
@@ -25,11 +24,15 @@ import numpy as np
 
 CACHE_BYTES = 256 * 2**20  # decoded sections per stack; decoded chunks over all chunked volumes
 UNIT_NM = {
-    "nm": 1.0, "nanometer": 1.0, "nanometre": 1.0, "nanometers": 1.0, "um": 1e3, "micron": 1e3, "microns": 1e3, "\u00b5m": 1e3,
-    "\u03bcm": 1e3, "\\u00b5m": 1e3, "micrometer": 1e3, "micrometre": 1e3, "micrometers": 1e3, "mm": 1e6, "millimeter": 1e6,
-    "millimetre": 1e6, "cm": 1e7, "centimeter": 1e7, "m": 1e9, "meter": 1e9, "metre": 1e9, "\u00c5": 0.1, "\u212b": 0.1,
-    "angstrom": 0.1, "pm": 1e-3, "picometer": 1e-3,
-}  # fmt: skip
+    **dict.fromkeys(("nm", "nanometer", "nanometre", "nanometers"), 1.0),
+    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m"), 1e3),  # the last as ImageJ writes it, escaped
+    **dict.fromkeys(("micron", "microns", "micrometer", "micrometre", "micrometers"), 1e3),
+    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1e6),
+    **dict.fromkeys(("cm", "centimeter"), 1e7),
+    **dict.fromkeys(("m", "meter", "metre"), 1e9),
+    **dict.fromkeys(("\u00e5", "angstrom"), 0.1),  # lower case, as every unit is looked up
+    **dict.fromkeys(("pm", "picometer"), 1e-3),
+}
 SECTION_SUFFIXES = {".png", ".tif", ".tiff"}
 REMOTE = re.compile(r"(https?|s3|gs)://[^/]+")
 NanometresZYX = tuple[float, float, float]
@@ -113,9 +116,10 @@ def named(name: str, function: Callable, *arguments, what: str = ""):
 
 
 def _arranged(get, shape, dtype, chunk_shape, axes: Sequence[str], **facts) -> Source:
-    """A Source over an array of other axes: `axes` names each ("z", "y", "x", anything else), z y x come last.
+    """A Source over an array whose axes are named by `axes` ("z", "y", "x", anything else), in any order.
 
-    get takes one slice or integer per axis of the foreign array. Other axes must have one element; one may have more: channels.
+    get takes one slice or integer per axis of the foreign array. Of the other axes one may have several
+    elements: it becomes the channels, the first axis.
     """
     axes = [axis.lower() for axis in axes]
     if sorted(a for a in axes if a in "zyx") != ["x", "y", "z"]:
@@ -123,7 +127,8 @@ def _arranged(get, shape, dtype, chunk_shape, axes: Sequence[str], **facts) -> S
     others = [k for k, axis in enumerate(axes) if axis not in "zyx" and shape[k] > 1]
     if len(others) > 1 or any(axes[k] == "t" for k in others):
         raise ValueError(
-            f"axes {axes} of shape {tuple(shape)}, wanted z y x and at most one axis of channels: export one time point"
+            f"axes {axes} of shape {tuple(shape)}, wanted z y x and at most one axis of channels: "
+            f"export one time point"
         )
     order = others + [axes.index(axis) for axis in "zyx"]
     kept = sorted(order)
@@ -168,7 +173,7 @@ def checked_voxel_size(voxel_size_nm) -> NanometresZYX:
 
 
 def _stated(size, unit: str | Sequence[str] | None = "nm") -> NanometresZYX | None:
-    """A voxel size a file states, in nm; None where it is absent, of unknown unit, or a placeholder (0, NaN, all 1)."""
+    """A stated voxel size in nm; None where absent, of unknown unit, or a placeholder (0, NaN, all 1)."""
     units = [unit] * 3 if unit is None or isinstance(unit, str) else list(unit)
     if (
         size is None
@@ -184,7 +189,7 @@ def _stated(size, unit: str | Sequence[str] | None = "nm") -> NanometresZYX | No
 
 
 def _voxel_size_of_attributes(attrs: dict) -> NanometresZYX | None:
-    """What HDF5 and Zarr attributes say: ours; CREMI's and funlib's (nm unless they name a unit); ilastik's and Fiji's (um)."""
+    """From HDF5 or Zarr attributes: ours; CREMI's and funlib's (nm unless a unit is named); Fiji's (um)."""
     unit = attrs.get("units", attrs.get("unit", "nm"))
     stated = [
         (attrs.get("voxel_size_nm"), "nm"),
@@ -195,7 +200,7 @@ def _voxel_size_of_attributes(attrs: dict) -> NanometresZYX | None:
     return next((size for value, u in stated if (size := _stated(value, u))), None)
 
 
-# ---- files: TIFF, PNG, MRC, HDF5 ---------------------------------------------------------------------------------------
+# ---- files: TIFF, PNG, MRC, HDF5 ---------------------------------------------------------------------------
 
 
 def _starts(place: Place, *magics: bytes, at: int = 0) -> bool:
@@ -289,7 +294,8 @@ def _open_tiff(place: Place) -> Source:
         axes = series.axes
         if axes[-2:] != "YX":
             raise ValueError(
-                f"axes {axes} of shape {series.shape}, wanted grey sections (..., Y, X): colour is not supported"
+                f"axes {axes} of shape {series.shape}, wanted grey sections (..., Y, X): colour "
+                f"is not supported"
             )
         shape = series.shape if len(series.shape) > 2 else (1, *series.shape)
         axes = (
@@ -353,14 +359,16 @@ def _open_folder(place: Place) -> Source:
     series = sorted({re.sub(r"\d+", "#", file.name) for file in files})
     if len(series) > 1:
         raise ValueError(
-            f"files of {len(series)} series ({', '.join(series[:4])}), wanted the sections of one volume: one folder each"
+            f"files of {len(series)} series ({', '.join(series[:4])}), wanted the sections of one "
+            f"volume: one folder each"
         )
     headers = [named(str(file), _section_header, file, what="not a readable section") for file in files]
     for file, header in zip(files, headers):
         if header != headers[0]:
             (shape, dtype), (first_shape, first_dtype) = header, headers[0]
             raise ValueError(
-                f"{file.name} is {shape} {dtype}, {files[0].name} is {first_shape} {first_dtype}: wanted sections of one shape and type"
+                f"{file.name} is {shape} {dtype}, {files[0].name} is {first_shape} {first_dtype}: "
+                f"wanted sections of one shape and type"
             )
     shape, dtype = headers[0]
 
@@ -389,7 +397,8 @@ def _section_header(file: Path) -> tuple[tuple[int, int], np.dtype]:
         with tiff:
             if len(tiff.pages) != 1:
                 raise ValueError(
-                    f"{len(tiff.pages)} pages in one section, wanted 1 (open a multi-page TIFF by its own name)"
+                    f"{len(tiff.pages)} pages in one section, wanted 1 (open a multi-page TIFF by "
+                    f"its own name)"
                 )
             page = tiff.pages[0]
             if max(map(sum, zip(page.dataoffsets, page.databytecounts)), default=0) > tiff.filehandle.size:
@@ -487,12 +496,12 @@ def _plain(value):
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-# ---- chunked folders and addresses, all through tensorstore ------------------------------------------------------------
+# ---- chunked folders and addresses, all through tensorstore ------------------------------------------------
 
 
 @lru_cache(maxsize=1)
 def _context():
-    """One context for every chunked volume: a shared cache, threads by the CPU budget, and an end to retrying (default: minutes)."""
+    """For every chunked volume: one cache, threads by the CPU budget, retries that end (default: minutes)."""
     import tensorstore
 
     threads = {
@@ -535,7 +544,7 @@ def _chunked(store, axes: Sequence[str], **facts) -> Source:
 
 
 def zarr_node(place: Place) -> tuple[str, dict, dict] | None:
-    """("array" or "group", attributes, array metadata) of a Zarr node of either version; None where there is none."""
+    """("array" or "group", attributes, array metadata) of a Zarr 2 or 3 node; None where there is none."""
     if (node := place.json("zarr.json")) is not None:
         return node.get("node_type", "array"), node.get("attributes", {}), {**node, "driver": "zarr3"}
     if (array := place.json(".zarray")) is not None:
@@ -674,7 +683,7 @@ def _open_n5(place: Place) -> Source:
 
 
 def _n5_voxel_size(attrs: dict, above: dict) -> NanometresZYX | None:
-    """From the array's attributes, or from its multiscale group's times the array's downsamplingFactors. Lists are x, y, z."""
+    """From the array, or from its multiscale group times the array's downsamplingFactors; x, y, z."""
     factors = np.array(attrs.get("downsamplingFactors", [1, 1, 1]), float)
     for stated, factor in ((attrs, np.ones(3)), (above, factors)):
         if transform := stated.get("transform"):  # COSEM: axes named
@@ -729,7 +738,9 @@ def _is_precomputed(place: Place) -> bool:
     return _is_folder(place) and "scales" in (Place(place.base).json("info") or {})
 
 
-def _is_n5(place: Place) -> bool:  # a root may have no attributes of its own, and on the web it cannot be listed
+def _is_n5(
+    place: Place,
+) -> bool:  # a root may have no attributes of its own, and on the web it cannot be listed
     inside = [Place(place.base), *([place.inside(place.key)] if place.key else [])]
     return _is_folder(place) and any(_n5_kind(p) is not None for p in inside)
 

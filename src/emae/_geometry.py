@@ -55,13 +55,17 @@ class Box:
     def shift(self, offset: Sequence[int]) -> Box:
         """This box moved by `offset` voxels."""
         assert len(offset) == self.ndim
-        return Box(tuple(a + o for a, o in zip(self.start, offset)), tuple(b + o for b, o in zip(self.stop, offset)))
+        return Box(
+            tuple(a + o for a, o in zip(self.start, offset)), tuple(b + o for b, o in zip(self.stop, offset))
+        )
 
     def grow(self, margin: int | Sequence[int]) -> Box:
         """`margin` voxels more on both sides of every axis (fewer where negative)."""
         margin = (margin,) * self.ndim if isinstance(margin, int) else tuple(margin)
         assert len(margin) == self.ndim
-        return Box(tuple(a - m for a, m in zip(self.start, margin)), tuple(b + m for b, m in zip(self.stop, margin)))
+        return Box(
+            tuple(a - m for a, m in zip(self.start, margin)), tuple(b + m for b, m in zip(self.stop, margin))
+        )
 
     def intersect(self, other: Box) -> Box:
         """The voxels in both; an empty box (stop == start on some axis) where there are none."""
@@ -82,7 +86,9 @@ def parse_box(text: str, shape: Sequence[int]) -> Box:
 
     ValueError where it is written otherwise, empty, or not inside the array: nothing is clipped or counted from the end.
     """
-    wanted = "z0:z1,y0:y1,x0:x1 in voxels, open ends allowed" if len(shape) == 3 else f"{len(shape)} ranges a:b"
+    wanted = (
+        "z0:z1,y0:y1,x0:x1 in voxels, open ends allowed" if len(shape) == 3 else f"{len(shape)} ranges a:b"
+    )
     parts = text.replace(" ", "").split(",")
     if len(parts) != len(shape):
         raise ValueError(f"box {text!r} has {len(parts)} ranges, wanted {len(shape)}: {wanted}")
@@ -96,7 +102,9 @@ def parse_box(text: str, shape: Sequence[int]) -> Box:
         if b <= a:
             raise ValueError(f"box {text!r}: {name} range {part!r} is empty, wanted start < stop")
         if b > side:
-            raise ValueError(f"box {text!r}: {name} range {part!r} ends outside the volume, which has {side} voxels there")
+            raise ValueError(
+                f"box {text!r}: {name} range {part!r} ends outside the volume, which has {side} voxels there"
+            )
         start.append(a)
         stop.append(b)
     return Box(tuple(start), tuple(stop))
@@ -118,7 +126,9 @@ def blocks(total: Box, block_shape: Sequence[int], halo: int | Sequence[int]) ->
     """
     block_shape = tuple(block_shape)
     if len(block_shape) != total.ndim or any(side < 1 for side in block_shape):
-        raise ValueError(f"block shape {block_shape} does not fit box {total}: wanted {total.ndim} sides of 1 or more")
+        raise ValueError(
+            f"block shape {block_shape} does not fit box {total}: wanted {total.ndim} sides of 1 or more"
+        )
     counts = [-(-side // block) for side, block in zip(total.shape, block_shape)]
     out = []
     for index in itertools.product(*map(range, counts)):

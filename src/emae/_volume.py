@@ -1,7 +1,7 @@
-"""Volume: one lazy array over every format, the one format written here, the checks before work starts, and resampling.
+"""Volume, one lazy array over every format; the format written here; checks before work starts; resampling.
 
-Spatial axes are the last three, z y x; with several channels there are four, (C, Z, Y, X). Lengths are nanometres, boxes
-voxels (z, y, x). Needs numpy alone until a file is opened.
+Spatial axes are the last three, z y x; with several channels there are four, (C, Z, Y, X). Lengths are
+nanometres, boxes voxels (z, y, x). Needs numpy alone until a file is opened.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class VolumeReadError(ValueError):
 class Volume:
     """A lazy array, (Z, Y, X) or (C, Z, Y, X), that knows its voxel size and its name.
 
-    Indexed like numpy (slices, integers, `...`); every read is checked for NaN and infinity. `box` says where this view lies
-    in its file (z, y, x). Reads may come from several threads.
+    Indexed like numpy (slices, integers, `...`); every read is checked for NaN and infinity. `box` says where
+    this view lies in its file (z, y, x). Reads may come from several threads.
     """
 
     def __init__(self, source: Source, name: str, *, voxel_size_nm=None, box: Box | None = None):
@@ -83,7 +83,8 @@ class Volume:
         return tuple(min(chunk, side) for chunk, side in zip(self._source.chunk_shape, self.shape))
 
     def __repr__(self) -> str:
-        return f"Volume({self.name!r}, shape={self.shape}, dtype={self.dtype}, voxel_size_nm={self.voxel_size_nm}, box={self.box})"
+        facts = f"shape={self.shape}, dtype={self.dtype}, voxel_size_nm={self.voxel_size_nm}, box={self.box}"
+        return f"Volume({self.name!r}, {facts})"
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -122,7 +123,7 @@ class Volume:
         return self[...].astype(dtype or self.dtype, copy=False)
 
     def read(self, box: Box) -> np.ndarray:
-        """The voxels of `box` (z, y, x in this view), all channels. ValueError where it leaves the volume: nothing is clipped."""
+        """The voxels of `box` (z, y, x in this view), all channels; ValueError where it leaves the volume."""
         if not Box.of_shape(self.shape[-3:]).contains(box):
             raise ValueError(
                 f"{self.name}: box {box} leaves the volume, which has {self.shape[-3:]} voxels (z, y, x)"
@@ -135,7 +136,8 @@ class Volume:
             box = named(self.name, parse_box, box, self.shape[-3:])
         if box.is_empty or not Box.of_shape(self.shape[-3:]).contains(box):
             raise ValueError(
-                f"{self.name}: box {box} is empty or leaves the volume, which has {self.shape[-3:]} voxels (z, y, x)"
+                f"{self.name}: box {box} is empty or leaves the volume, which has "
+                f"{self.shape[-3:]} voxels (z, y, x)"
             )
         return Volume(
             self._source, self.name, voxel_size_nm=self.voxel_size_nm, box=box.shift(self.box.start)
@@ -198,7 +200,8 @@ class Volume:
             bad = np.argwhere(~np.isfinite(out))
             where = tuple(int(b) + s.start for b, s in zip(bad[0], index))
             raise VolumeReadError(
-                f"{self.name}: {len(bad)} NaN or infinite voxels in box {_text(index)}, the first at {where}: replace them"
+                f"{self.name}: {len(bad)} NaN or infinite voxels in box {_text(index)}, the first "
+                f"at {where}: replace them"
             )
         return out
 
@@ -208,9 +211,10 @@ def open_path(
 ) -> Volume:
     """Open a volume of any known format for reading; nothing but its header is read.
 
-    address: a path; "file.h5:key"; "x.zarr:1" or "x.zarr:s1" for a scale level or an array within; an http(s), s3 or gs
-    address of a Zarr, N5 or precomputed volume. voxel_size_nm (z, y, x) comes before what the file states.
-    box: the part to open, z y x voxels. FileNotFoundError, or ValueError naming the file and the fault.
+    address: a path; "file.h5:key"; "x.zarr:1" or "x.zarr:s1" for a scale level or an array within; an
+    http(s), s3 or gs address of a Zarr, N5 or precomputed volume. voxel_size_nm (z, y, x) comes before what
+    the file states. box: the part to open, z y x voxels. FileNotFoundError, or ValueError naming the file and
+    the fault.
     """
     place = place_of(address)
     for format_name, recognises, opener in OPENERS:
@@ -226,7 +230,7 @@ def open_path(
     raise ValueError(f"{place.base}: not a known volume, wanted one of: {known}")
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
+# ---- writing -----------------------------------------------------------------------------------------------
 
 
 def create_volume(
@@ -242,9 +246,10 @@ def create_volume(
 ) -> Volume:
     """A new OME-Zarr 0.5 volume to write into: (Z, Y, X) or (C, Z, Y, X), voxel size in nm, filled with 0.
 
-    attrs go under attributes["emae"] and come back as Volume.attrs. A chunk is written whole or not at all (temporary file,
-    then rename); two writers must not share a chunk. resume=True reopens an existing one of the same shape, type and attrs.
-    FileExistsError where something is there; overwrite=True replaces what was written by this function, nothing else. OSError without the free space.
+    attrs go under attributes["emae"] and come back as Volume.attrs. A chunk is written whole or not at all
+    (temporary file, then rename); two writers must not share a chunk. resume=True reopens an existing one of
+    the same shape, type and attrs. FileExistsError where something is there; overwrite=True replaces what was
+    written by this function, nothing else. OSError without the free space.
     """
     path, shape, dtype = Path(path), tuple(int(s) for s in shape), np.dtype(dtype)
     voxel_size_nm, attrs = checked_voxel_size(voxel_size_nm), json.loads(json.dumps(attrs or {}))
@@ -262,8 +267,11 @@ def create_volume(
             return _reopened(path, shape, dtype, voxel_size_nm, attrs)
         if not overwrite:
             raise FileExistsError(f"{path} exists: choose another name, or replace it with --overwrite")
-        if "emae" not in (zarr_node(Place(str(path))) or ("", {}))[1]:  # --overwrite must not cost a lab its data
-            raise FileExistsError(f"{path} exists and was not written by emae: it is never replaced, choose another name")
+        # --overwrite must not cost a lab its data
+        if "emae" not in (zarr_node(Place(str(path))) or ("", {}))[1]:
+            raise FileExistsError(
+                f"{path} exists and was not written by emae: it is never replaced, choose another name"
+            )
     _check_writable(path)
     check_free_space(
         path.parent,
@@ -275,10 +283,16 @@ def create_volume(
     names = ["c", "z", "y", "x"][-len(shape) :]
     blosc = {"cname": "zstd", "clevel": 3, "shuffle": "shuffle", "typesize": dtype.itemsize}
     metadata = {
-        "shape": shape, "data_type": dtype.name, "fill_value": False if dtype.kind == "b" else 0, "dimension_names": names,
+        "shape": shape,
+        "data_type": dtype.name,
+        "fill_value": False if dtype.kind == "b" else 0,
+        "dimension_names": names,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk_shape}},
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "blosc", "configuration": blosc}],
-    }  # fmt: skip
+        "codecs": [
+            {"name": "bytes", "configuration": {"endian": "little"}},
+            {"name": "blosc", "configuration": blosc},
+        ],
+    }
     open_store(
         {"driver": "zarr3", "kvstore": Place(str(draft / "0")).kvstore(), "metadata": metadata}, create=True
     )
@@ -306,11 +320,12 @@ def _check_writable(path: Path) -> None:
 
 
 def check_free_space(folder, needed_bytes: int, what) -> None:
-    """OSError where the disk of `folder` has less than `needed_bytes` free; `what` is the output, for the message."""
+    """OSError where the disk of `folder` has fewer bytes free; `what` is the output, for the message."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise OSError(
-            f"{what} may need {_gib(needed_bytes)}, its disk has {_gib(free)} free: make room or write elsewhere"
+            f"{what} may need {_gib(needed_bytes)}, its disk has {_gib(free)} free: make room or "
+            f"write elsewhere"
         )
 
 
@@ -319,7 +334,8 @@ def _reopened(path: Path, shape, dtype, voxel_size_nm, attrs) -> Volume:
     found, wanted = (volume.shape, volume.dtype, volume.attrs), (shape, dtype, attrs)
     if found != wanted or not same_voxel_size(volume.voxel_size_nm, voxel_size_nm):
         raise ValueError(
-            f"{path} holds another volume ({found}, {volume.voxel_size_nm} nm), wanted {wanted}, {voxel_size_nm} nm: "
+            f"{path} holds another volume ({found}, {volume.voxel_size_nm} nm), wanted {wanted}, "
+            f"{voxel_size_nm} nm: "
             "it is not the output of this work; choose another name or --overwrite"
         )
     return _writable(path, volume)
@@ -338,11 +354,11 @@ def _writable(path: Path, volume: Volume) -> Volume:
     return Volume(source, str(path))
 
 
-# ---- checks before work starts, and resampling -------------------------------------------------------------------------
+# ---- checks before work starts, and resampling -------------------------------------------------------------
 
 
 def _chunk_boxes(volume: Volume, count: int | None = None) -> Iterator[Box]:
-    """Boxes of whole chunks (z, y, x): the middle one and `count` spread evenly from first to last; all of them for None."""
+    """Boxes of chunks (z, y, x): the middle one and `count` spread from first to last; all for None."""
     spatial, chunk = volume.shape[-3:], volume.chunk_shape[-3:]
     grid = [-(-side // c) for side, c in zip(spatial, chunk)]
     total = math.prod(grid)
@@ -358,7 +374,7 @@ def _chunk_boxes(volume: Volume, count: int | None = None) -> Iterator[Box]:
 
 
 def _varies(volume: Volume) -> bool:
-    """Whether any two voxels differ: the fixed sample first, then, only where it is constant, chunk after chunk."""
+    """Whether any two voxels differ: the fixed sample; only where that is constant, every chunk."""
     first = None
     for boxes in (list(_chunk_boxes(volume, SAMPLE_CHUNKS)), _chunk_boxes(volume)):
         varies = False
@@ -374,33 +390,37 @@ def _varies(volume: Volume) -> bool:
 
 
 def check_image(volume: Volume) -> None:
-    """ValueError unless this can be an image: one channel of uint8, uint16, int8, int16 or float, finite, not constant.
+    """ValueError unless an image: one channel of uint8, uint16, int8, int16 or float, finite, not constant.
 
-    Reads a fixed sample of chunks (and so finds a damaged or truncated file); every later read is checked again.
+    Reads a fixed sample of chunks, and so finds a damaged or truncated file; later reads are checked too.
     """
     if volume.ndim != 3:
         raise ValueError(f"{volume.name}: {volume.shape[0]} channels, wanted an image (Z, Y, X)")
     if volume.dtype.kind != "f" and volume.dtype.itemsize > 2 or volume.dtype.kind == "b":
         raise ValueError(
-            f"{volume.name}: {volume.dtype} voxels look like labels, wanted an image of uint8, uint16 or float"
+            f"{volume.name}: {volume.dtype} voxels look like labels, wanted an image of uint8, "
+            f"uint16 or float"
         )
     if not _varies(volume):
         value = volume[0, 0, 0]
         raise ValueError(
-            f"{volume.name}: constant, every voxel is {value}: wanted an EM image (is it the right file, key or box?)"
+            f"{volume.name}: constant, every voxel is {value}: wanted an EM image (is it the "
+            f"right file, key or box?)"
         )
 
 
 def check_labels(labels: Volume) -> Volume:
     """The labels as an unsigned volume (signed types are checked for negative values at every read).
 
-    ValueError for floats, several channels, a negative label in the fixed sample of chunks, or labels that are all 0.
+    ValueError for floats, several channels, a negative label in the fixed sample of chunks, or labels that
+    are all 0.
     """
     if labels.ndim != 3:
         raise ValueError(f"{labels.name}: {labels.shape[0]} channels, wanted labels (Z, Y, X)")
     if labels.dtype.kind == "f":
         raise ValueError(
-            f"{labels.name}: labels of type {labels.dtype}, wanted integers: convert them (astype) if they are ids"
+            f"{labels.name}: labels of type {labels.dtype}, wanted integers: convert them "
+            f"(astype) if they are ids"
         )
     unsigned = np.dtype(f"u{labels.dtype.itemsize}")
 
@@ -408,7 +428,8 @@ def check_labels(labels: Volume) -> Volume:
         out = labels[slices]
         if labels.dtype.kind == "i" and out.min() < 0:
             raise VolumeReadError(
-                f"{labels.name}: negative label {out.min()} in box {_text(slices)}, wanted 0 (background) and above"
+                f"{labels.name}: negative label {out.min()} in box {_text(slices)}, wanted 0 "
+                f"(background) and above"
             )
         return out.astype(unsigned)
 
@@ -429,14 +450,16 @@ def same_voxel_size(a, b) -> bool:
 def check_pair(
     raw: Volume, labels: Volume, offset_vx: Sequence[int] | None = None, valid: Volume | None = None
 ) -> Box:
-    """The box of `raw` (z, y, x voxels of that view) that has labels: labels[v] belongs to raw[v + offset_vx].
+    """The box of `raw` (z, y, x of that view) that has labels: labels[v] belongs to raw[v + offset_vx].
 
-    Without an offset the shapes must be equal. With one, on each axis the labels lie within the raw or reach over both of its
-    ends; sticking out at one end only is taken for a wrong offset. valid: mask of the labels' shape. ValueError otherwise.
+    Without an offset the shapes must be equal. With one, on each axis the labels lie within the raw or reach
+    over both of its ends; sticking out at one end only is taken for a wrong offset. valid: a mask of the
+    labels' shape. ValueError otherwise, and where both voxel sizes are known and differ.
     """
     if not same_voxel_size(raw.voxel_size_nm, labels.voxel_size_nm):
         raise ValueError(
-            f"voxel sizes differ: {raw.name} {raw.voxel_size_nm} nm, {labels.name} {labels.voxel_size_nm} nm: resample one of them"
+            f"voxel sizes differ: {raw.name} {raw.voxel_size_nm} nm, {labels.name} "
+            f"{labels.voxel_size_nm} nm: resample one of them"
         )
     if valid is not None and valid.shape != labels.shape:
         raise ValueError(
@@ -459,7 +482,8 @@ def check_pair(
     nested = all(s in (p, r) for s, p, r in zip(both.shape, placed.shape, raw_box.shape))
     if both.is_empty or not nested:
         raise ValueError(
-            f"{labels.name} at offset {tuple(offset_vx)} covers {placed}, outside {raw.name}, which covers {raw_box}"
+            f"{labels.name} at offset {tuple(offset_vx)} covers {placed}, outside {raw.name}, "
+            f"which covers {raw_box}"
         )
     return both
 
@@ -467,9 +491,9 @@ def check_pair(
 def resample(volume: Volume, voxel_size_nm: Sequence[float], *, order: int = 1) -> Volume:
     """A lazy view at another voxel size, nm (z, y, x), of the same extent to half a voxel.
 
-    order 1: linear interpolation; where voxels grow by a factor f, averaged over a width of f - 1 old voxels, so
-    that nothing aliases (f = 2 is the plain mean of two; linear ramps stay exact for any f); integers are rounded.
-    order 0: the nearest voxel, for labels. Voxel centres lie at (i + 1/2) x voxel size.
+    order 1: linear interpolation; where voxels grow by a factor f, averaged over a width of f - 1 old voxels,
+    so that nothing aliases (f = 2 is the plain mean of two; linear ramps stay exact for any f); integers are
+    rounded. order 0: the nearest voxel, for labels. Voxel centres lie at (i + 1/2) x voxel size.
     """
     assert order in (0, 1), order
     old, new = volume.require_voxel_size(), checked_voxel_size(voxel_size_nm)
@@ -500,7 +524,7 @@ def resample(volume: Volume, voxel_size_nm: Sequence[float], *, order: int = 1) 
 
 
 def _linear_weights(distance: np.ndarray, width: float) -> np.ndarray:
-    """Weights (new voxels, old voxels) of linear interpolation averaged over `width` old voxels; rows sum to 1."""
+    """Weights (new, old) of linear interpolation averaged over `width` old voxels; rows sum to 1."""
     if width < 1e-6:
         weight = np.maximum(0.0, 1 - np.abs(distance))
     else:  # the integral of the hat function, from its two ends
