@@ -235,6 +235,15 @@ def test_ome_zarr_without_units_does_not_state_a_voxel_size(tmp_path, em):
     assert open_path(tmp_path / "x.zarr").voxel_size_nm is None
 
 
+@pytest.mark.parametrize("stated", [(1, 1, 1), (0, 4, 4), (np.nan, 4, 4), (4, 4), "unknown"])
+def test_a_placeholder_is_no_voxel_size(tmp_path, em, stated):
+    hdf5(tmp_path / "a.h5", em, resolution=stated)
+    assert open_path(tmp_path / "a.h5").voxel_size_nm is None
+    hdf5(tmp_path / "b.h5", em, resolution=NM, units="pixel")
+    assert open_path(tmp_path / "b.h5").voxel_size_nm is None
+    assert open_path(tmp_path / "b.h5", voxel_size_nm=(40, 4, 4)).voxel_size_nm == (40, 4, 4)
+
+
 def test_axes_are_brought_to_channels_first(tmp_path, em):
     two = np.stack([em, 255 - em])
     ome_zarr(tmp_path / "tc.zarr", two[None], axes="tczyx")
@@ -499,6 +508,13 @@ def test_damaged_chunk_is_an_error_absent_chunk_is_the_fill_value(tmp_path, em, 
     assert (open_path(tmp_path / name)[...] == em).mean() < 1
 
 
+def test_truncated_map_says_how_many_bytes_there_are(tmp_path, em):
+    mrc(tmp_path / "t.mrc", em)
+    cut(tmp_path / "t.mrc", 0.5)
+    with pytest.raises(ValueError, match=rf"t\.mrc.*truncated: {(1024 + 2 * em.size) // 2} bytes"):
+        open_path(tmp_path / "t.mrc")
+
+
 def test_missing_file_and_unknown_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.tif"):
         open_path(tmp_path / "gone.tif")
@@ -651,6 +667,14 @@ def test_resample_keeps_a_plane_and_a_constant():
         np.testing.assert_allclose(out[4:, 5:9, 2:7], out[...][4:, 5:9, 2:7], rtol=1e-6)  # lazy = whole
         flat = resample(Volume.from_array(np.full((12, 24, 24), 9, np.uint8), (40, 8, 6)), nm)
         assert (flat[...] == 9).all() and flat.voxel_size_nm == nm
+
+
+def test_resample_to_twice_the_voxel_is_the_mean_and_to_the_same_is_the_same(em):
+    em = em.astype(np.float32)
+    raw = Volume.from_array(em, (50, 4, 4))
+    np.testing.assert_array_equal(resample(raw, (50, 4, 4))[...], em)
+    pairs = em.reshape(6, 10, 2, 15, 2).mean((2, 4))
+    np.testing.assert_allclose(resample(raw, (50, 8, 8))[...], pairs, rtol=1e-5)
 
 
 def test_resample_labels_takes_the_nearest_and_never_mixes():

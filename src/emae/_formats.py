@@ -453,7 +453,7 @@ def _open_mrc(place: Place) -> Source:
 def _open_hdf5(place: Place) -> Source:
     import h5py
 
-    file = h5py.File(place.path, "r")
+    file = h5py.File(place.path, "r", rdcc_nbytes=CACHE_BYTES, rdcc_nslots=100_003)
     arrays: dict[str, tuple] = {}
     file.visititems(
         lambda key, item: arrays.update({key: item.shape}) if isinstance(item, h5py.Dataset) else None
