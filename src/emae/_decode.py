@@ -153,7 +153,7 @@ def raw_affinities(raw, config: ClassicalConfig, voxel_size_nm=None):
 
 
 def choose_classical(
-    true, raw, configs: Iterable[ClassicalConfig], score: Callable, thresholds: Iterable[float] = THRESHOLDS, *,
+    true, raw, configs: Iterable[ClassicalConfig], score: Callable, thresholds: Iterable[float] = THRESHOLDS[1::2], *,
     valid=None, voxel_size_nm=None,
 ) -> tuple[ClassicalConfig, list[dict]]:  # fmt: skip
     """The best of `configs` on held-out labels with its best threshold, and one row of scores per config."""
@@ -167,6 +167,22 @@ def choose_classical(
         row = next(row for row in rows if row["threshold"] == agglomeration.threshold)
         table.append({"config": chosen[-1].model_dump(), **row})
     return chosen[int(np.argmin([row["criterion"] for row in table]))], table
+
+
+def classical_grid(voxel_size_nm) -> list[ClassicalConfig]:
+    """The 24 configurations that choose_classical is to choose from on real data; the scales were tried wider first."""
+    scales = (3, 5, 7) if _flat(voxel_size_nm) else (1, 1.5, 2)
+    return [
+        ClassicalConfig(
+            sigma_nm=scale * min(voxel_size_nm),
+            ridge=ridge,
+            agglomeration=Agglomeration(foreground=foreground, contact=contact),
+        )
+        for scale in scales
+        for ridge in (0.5, 1.0)
+        for foreground in (0.6, 0.8)
+        for contact in ("mean", "quantile_50")
+    ]
 
 
 def _flat(voxel_size_nm):

@@ -1,0 +1,60 @@
+"""The classical baseline on real data: parameters chosen on the validation labels, scored once on the test labels.
+
+`python benchmarks/classical.py fib25` or `isbi2012`; files are looked for in EMAE_DATA, else in ../shared/data.
+"""
+
+import argparse
+import os
+import resource
+import time
+from pathlib import Path
+
+import h5py
+
+from emae._decode import choose_classical, classical_grid, segment_raw
+from emae._evaluate import score
+
+# file, voxel size in nm, validation and test sections (the splits of the data's README)
+SETS = {
+    "fib25": ("fib25_sample2.h5", (10, 10, 10), slice(120, 150), slice(150, 250)),
+    "isbi2012": ("isbi2012_train_z10-29.h5", (50, 4, 4), slice(10, 12), slice(12, 16)),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", choices=SETS)
+    file, size, validation, test = SETS[parser.parse_args().data]
+    folder = Path(os.environ.get("EMAE_DATA", Path(__file__).parents[2] / "shared/data"))
+    with h5py.File(folder / file) as opened:
+        raw, labels = opened["raw"], opened["labels"]
+        raw, labels = (
+            {k: a[s] for k, s in (("validation", validation), ("test", test))} for a in (raw, labels)
+        )
+
+    def scored(**arrays):
+        return score(voxel_size_nm=size, **arrays)
+
+    start = time.perf_counter()
+    config, table = choose_classical(
+        labels["validation"], raw["validation"], classical_grid(size), scored, voxel_size_nm=size
+    )
+    chosen = time.perf_counter()
+    for row in sorted(table, key=lambda row: row["criterion"]):
+        c, a = row["config"], row["config"]["agglomeration"]
+        print(
+            f"sigma {c['sigma_nm']:5.1f} nm ridge {c['ridge']:.1f} foreground {a['foreground']:.1f} {a['contact']:11} threshold {row['threshold']:.2f}: "
+            f"adapted Rand error {row['adapted_rand_error']:.4f} VOI {row['voi_split'] + row['voi_merge']:.3f}"
+        )
+    labels_found = segment_raw(raw["test"], config, size)
+    done = time.perf_counter()
+    print(config)
+    print(f"test: {scored(true=labels['test'], predicted=labels_found)}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"choice {chosen - start:.0f} s, test segmentation {done - chosen:.1f} s, peak memory {peak:.2f} GiB"
+    )
+
+
+if __name__ == "__main__":
+    main()
