@@ -280,6 +280,19 @@ def test_hdf5_keys_and_attributes(tmp_path, em):
             open_path(wrong)
 
 
+def test_a_part_that_is_none_or_no_volume(tmp_path, em):
+    tiff_imagej(tmp_path / "a.tif", em)
+    with pytest.raises(ValueError, match=r"a\.tif:3: TIFF has no parts"):
+        open_path(f"{tmp_path}/a.tif:3")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["raw"], file["table"] = em, np.zeros((3, 4))
+    assert open_path(tmp_path / "a.h5").shape == SHAPE
+    with pytest.raises(ValueError, match=r"a\.h5:table.*shape \(3, 4\), wanted a volume"):
+        open_path(f"{tmp_path}/a.h5:table")
+    with pytest.raises(ValueError, match=r"a\.h5:chair.*no array 'chair'.*raw"):
+        open_path(f"{tmp_path}/a.h5:chair")
+
+
 def test_n5_scale_takes_its_groups_resolution_times_its_factors(tmp_path, em):
     n5(tmp_path / "v.n5", em)
     shutil.copytree(tmp_path / "v.n5/raw", tmp_path / "v.n5/c0/s1")

@@ -153,6 +153,8 @@ def _arranged(get, shape, dtype, chunk_shape, axes: Sequence[str], **facts) -> S
 
 def _default_axes(shape) -> list[str]:
     """(Z, Y, X), (C, Z, Y, X), (T, C, Z, Y, X), or with one last channel of size 1."""
+    if len(shape) < 3:
+        raise ValueError(f"an array of shape {tuple(shape)}, wanted a volume (Z, Y, X)")
     names = ["z", "y", "x"]
     if len(shape) > 3 and shape[-1] == 1:
         names.append("last")
@@ -754,3 +756,4 @@ OPENERS: tuple[tuple[str, Callable[[Place], bool], Callable[[Place], Source]], .
     ("N5", _is_n5, _open_n5),
     ("a folder of PNG or TIFF sections", lambda place: bool(_section_files(place)), _open_folder),
 )
+WITHOUT_KEYS = ("TIFF", "MRC", OPENERS[-1][0])

@@ -19,6 +19,7 @@ import numpy as np
 from emae._formats import (
     OPENERS,
     REMOTE,
+    WITHOUT_KEYS,
     NanometresZYX,
     Place,
     Source,
@@ -219,6 +220,10 @@ def open_path(
     place = place_of(address)
     for format_name, recognises, opener in OPENERS:
         if recognises(place):
+            if place.key and format_name in WITHOUT_KEYS:
+                raise ValueError(
+                    f"{place.name}: {format_name} has no parts, so {place.key!r} names nothing in it"
+                )
             source = named(place.name, opener, place, what=f"cannot be opened as {format_name}")
             volume = Volume(source, place.name, voxel_size_nm=voxel_size_nm)
             return volume if box is None else volume.crop(box)
