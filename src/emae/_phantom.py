@@ -52,7 +52,9 @@ class PhantomConfig(Config):
             raise ValueError(f"shape {self.shape}: want at least 1 x 32 x 32 voxels")
         faults = self.missing_sections + self.shifted_sections
         if faults and self.shape[0] < 4 * faults:
-            raise ValueError(f"shape {self.shape}: {faults} faulty sections want at least {4 * faults} sections")
+            raise ValueError(
+                f"shape {self.shape}: {faults} faulty sections want at least {4 * faults} sections"
+            )
         return self
 
     def without_defects(self) -> "PhantomConfig":
@@ -99,8 +101,9 @@ def make_phantom(config: PhantomConfig) -> Phantom:
     first, second, depth_nm = _territories(rng, neurites, grid, 0.5 * config.membrane_nm)
     mito_nm, mito_id = _mitochondria(rng, neurites, grid, first, depth_nm)
     synapse, vesicles_nm = _synapses(rng, neurites, grid, first, second, depth_nm, mito_nm)
-    density, labels, mitochondria = _render(rng, config, grid, neurites, first, second, depth_nm, mito_nm, mito_id,
-                                            synapse, vesicles_nm)
+    density, labels, mitochondria = _render(
+        rng, config, grid, neurites, first, second, depth_nm, mito_nm, mito_id, synapse, vesicles_nm
+    )
     return _image(rng, config, grid, density, labels, mitochondria)
 
 
@@ -115,7 +118,9 @@ def cached_phantom(config: PhantomConfig) -> Phantom:
 
 def _working_grid(config: PhantomConfig) -> _Grid:
     z_nm, y_nm, x_nm = config.voxel_size_nm
-    sub = max(1, 2 * round((z_nm / 13 - 1) / 2) + 1)  # odd, so one slice is the section's middle; about 13 nm each
+    sub = max(
+        1, 2 * round((z_nm / 13 - 1) / 2) + 1
+    )  # odd, so one slice is the section's middle; about 13 nm each
     step = max(1, round(16 / max(y_nm, x_nm)))
     pad = int(np.ceil((config.shift_nm + 16) / min(y_nm, x_nm)))
     _, y, x = config.shape
@@ -141,7 +146,9 @@ class _Room:
     def __init__(self, extent_nm):
         self.shape = tuple(int(n) for n in np.ceil((extent_nm + 2 * MARGIN_NM) / ROOM_CELL_NM))
         self.nm = np.full(self.shape, 400.0, np.float32)
-        self.inside = tuple(slice(int(MARGIN_NM // ROOM_CELL_NM), n - int(MARGIN_NM // ROOM_CELL_NM)) for n in self.shape)
+        self.inside = tuple(
+            slice(int(MARGIN_NM // ROOM_CELL_NM), n - int(MARGIN_NM // ROOM_CELL_NM)) for n in self.shape
+        )
 
     def at(self, points_nm):
         """Room at points (K, 3); NaN outside."""
@@ -192,7 +199,9 @@ def _path(rng, room, start, direction, radius, length_nm):
     for _ in range(int(length_nm / step)):
         ways = _unit(np.vstack([direction, direction + 0.4 * rng.standard_normal((11, 3))]))
         ahead = room.at(points[-1] + ways * (step + 0.7 * radius))
-        score = np.clip(np.nan_to_num(ahead, nan=radius), -radius, 1.2 * radius) / radius + 1.6 * ways @ direction
+        score = (
+            np.clip(np.nan_to_num(ahead, nan=radius), -radius, 1.2 * radius) / radius + 1.6 * ways @ direction
+        )
         best = int(score.argmax())
         if ahead[best] < TIGHT_NM:
             break
@@ -207,11 +216,15 @@ def _radii(rng, room, points, radius, varicose):
     """Radius along a path: slow changes, and swellings where it is an axon; no wider than the room allows."""
     step = np.linalg.norm(points[1] - points[0])
     along = np.arange(len(points)) * step
-    wave = np.sin(along / rng.uniform(150, 400) + rng.uniform(0, 6.3)) + np.sin(along / 90 + rng.uniform(0, 6.3))
+    wave = np.sin(along / rng.uniform(150, 400) + rng.uniform(0, 6.3)) + np.sin(
+        along / 90 + rng.uniform(0, 6.3)
+    )
     radii = radius * np.exp(0.13 * wave)
     if varicose:
         for centre in np.arange(rng.uniform(0, 900), along[-1] + 1, rng.uniform(700, 1600)):
-            radii += rng.uniform(0.8, 2.0) * radius * np.exp(-(((along - centre) / rng.uniform(120, 220)) ** 2))
+            radii += (
+                rng.uniform(0.8, 2.0) * radius * np.exp(-(((along - centre) / rng.uniform(120, 220)) ** 2))
+            )
     free = np.nan_to_num(room.at(points), nan=400.0)
     return np.clip(radii, MIN_RADIUS_NM, np.maximum(MIN_RADIUS_NM, free + 30))
 
@@ -248,8 +261,12 @@ def _neurite(rng, room, start, direction, radius, kind):
     stops = np.cumsum([len(p) for p, _ in parts])
     points, radii = np.vstack([p for p, _ in parts]), np.concatenate([r for _, r in parts])
     room.paint(points, radii)
-    return _Neurite(points, radii, [(int(b - len(p)), int(b)) for b, (p, _) in zip(stops, parts, strict=True)],
-                    kind == "dendrite")
+    return _Neurite(
+        points,
+        radii,
+        [(int(b - len(p)), int(b)) for b, (p, _) in zip(stops, parts, strict=True)],
+        kind == "dendrite",
+    )
 
 
 def _grow(rng, extent_nm) -> list[_Neurite]:
@@ -266,13 +283,17 @@ def _grow(rng, extent_nm) -> list[_Neurite]:
     neurites = []
     thick, middling = rng.poisson(0.25 * volume_um3), rng.poisson(0.9 * volume_um3)
     for which in range(thick + middling):
-        kind, radius = ("dendrite", rng.uniform(220, 360)) if which < thick else ("fibre", rng.uniform(110, 190))
+        kind, radius = (
+            ("dendrite", rng.uniform(220, 360)) if which < thick else ("fibre", rng.uniform(110, 190))
+        )
         start, _ = room.seed(rng)
         neurites.append(_neurite(rng, room, start, direction(), radius, kind))
     failed = 0
     while room.empty_fraction() > 0.004 and failed < 60:
         start, _ = room.seed(rng)
-        made = _neurite(rng, room, start, direction(), float(np.clip(rng.lognormal(4.35, 0.3), 52, 130)), "axon")
+        made = _neurite(
+            rng, room, start, direction(), float(np.clip(rng.lognormal(4.35, 0.3), 52, 130)), "axon"
+        )
         if made is None:
             failed += 1
             room.paint(start[None], [0.0])  # leave this hole to its neighbours
@@ -291,11 +312,15 @@ def _territories(rng, neurites, grid, half_nm):
     shape = grid.shape
     best, runner = np.full(shape, np.inf, np.float32), np.full(shape, np.inf, np.float32)
     first, second = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    wobble = sum(a * _smooth(rng, shape, [s / nm for nm in grid.spacing_nm]) for a, s in ((0.15, 80.0), (0.07, 32.0)))
+    wobble = sum(
+        a * _smooth(rng, shape, [s / nm for nm in grid.spacing_nm]) for a, s in ((0.15, 80.0), (0.07, 32.0))
+    )
     for number, neurite in enumerate(neurites, 1):
         reach = 1.7 * neurite.radius_nm + 130
         low = np.maximum(((neurite.points_nm - reach[:, None]).min(0) / grid.spacing_nm).astype(int), 0)
-        high = np.minimum(((neurite.points_nm + reach[:, None]).max(0) / grid.spacing_nm).astype(int) + 1, shape)
+        high = np.minimum(
+            ((neurite.points_nm + reach[:, None]).max(0) / grid.spacing_nm).astype(int) + 1, shape
+        )
         if (high <= low).any():
             continue
         score = np.full(high - low, np.inf, np.float32)
@@ -307,7 +332,14 @@ def _territories(rng, neurites, grid, half_nm):
                 np.minimum(score[box], squares, out=score[box])
         np.sqrt(score, out=score)
         turn = rng.integers(0, shape)
-        score *= 1 + wobble[np.ix_(*[(np.arange(a, b) + t) % n for a, b, t, n in zip(low, high, turn, shape, strict=True)])]
+        score *= (
+            1
+            + wobble[
+                np.ix_(
+                    *[(np.arange(a, b) + t) % n for a, b, t, n in zip(low, high, turn, shape, strict=True)]
+                )
+            ]
+        )
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         wins, places = score < best[box], score < runner[box]
         places &= ~wins
@@ -318,7 +350,9 @@ def _territories(rng, neurites, grid, half_nm):
     if (first == 0).any():  # small holes go to the nearest neurite
         from scipy import ndimage
 
-        near = ndimage.distance_transform_edt(first == 0, grid.spacing_nm, return_distances=False, return_indices=True)
+        near = ndimage.distance_transform_edt(
+            first == 0, grid.spacing_nm, return_distances=False, return_indices=True
+        )
         first, second, best, runner = (a[tuple(near)] for a in (first, second, best, runner))
     lead = np.where(np.isfinite(runner), runner - best, 1.5).astype(np.float32)
     depth_nm = _surface_distance(first, lead, grid.spacing_nm)
@@ -347,7 +381,11 @@ def _absorb_specks(first, second, depth_nm, half_nm, spacing_nm, least_um3=0.001
             b[1:] |= a[1:] != a[:-1]
             b[:-1] |= a[1:] != a[:-1]
         near = ndimage.binary_dilation(take, iterations=4)
-        away = ndimage.distance_transform_edt(~surface, spacing_nm) if surface.any() else np.full(own.shape, 200.0)
+        away = (
+            ndimage.distance_transform_edt(~surface, spacing_nm)
+            if surface.any()
+            else np.full(own.shape, 200.0)
+        )
         depth[near] = (away + 0.5 * min(spacing_nm))[near]
 
 
@@ -382,7 +420,9 @@ def _mitochondria(rng, neurites, grid, first, depth_nm):
             if len(wide) < 3:
                 continue
             spacing = np.linalg.norm(points[1] - points[0])
-            for centre in rng.choice(wide, rng.poisson(len(wide) * spacing / 950 * (2.2 if neurite.thick else 1.0))):
+            for centre in rng.choice(
+                wide, rng.poisson(len(wide) * spacing / 950 * (2.2 if neurite.thick else 1.0))
+            ):
                 half = max(2, int(rng.uniform(100, 420) / spacing))
                 run = slice(max(0, centre - half), centre + half + 1)
                 radius = float(np.clip(rng.uniform(0.40, 0.58) * radii[centre], 50, 150))
@@ -419,7 +459,12 @@ def _synapses(rng, neurites, grid, first, second, depth_nm, mito_nm):
     vesicles = []
     at = np.stack([rng.integers(0, n, int(6000 * max(extent_um3, 0.3))) for n in grid.shape], 1)
     where = tuple(at.T)
-    bouton = (depth_nm[where] < 12) & (second[where] > 0) & (widths[first[where]] > 62) & (widths[first[where]] < 230)
+    bouton = (
+        (depth_nm[where] < 12)
+        & (second[where] > 0)
+        & (widths[first[where]] > 62)
+        & (widths[first[where]] < 230)
+    )
     sites = at[bouton][: rng.poisson(3.2 * extent_um3) + 1]
     for site in sites:
         pre, post = first[tuple(site)], second[tuple(site)]
@@ -464,7 +509,9 @@ class _Upsample:
         return plane[np.ix_(*self.near)]
 
     def linear(self, plane):
-        rows = plane[self.low[0]] * (1 - self.weight[0])[:, None] + plane[self.high[0]] * self.weight[0][:, None]
+        rows = (
+            plane[self.low[0]] * (1 - self.weight[0])[:, None] + plane[self.high[0]] * self.weight[0][:, None]
+        )
         return rows[:, self.low[1]] * (1 - self.weight[1]) + rows[:, self.high[1]] * self.weight[1]
 
     def signed(self, own, depth):
@@ -488,7 +535,9 @@ def _render(rng, config, grid, neurites, first, second, depth_nm, mito_nm, mito_
     per_nm = [1 / nm for nm in grid.spacing_nm]
     sheet = _smooth(rng, grid.shape, [55 * p for p in per_nm])  # zero crossings: endoplasmic reticulum
     where_sheet = _smooth(rng, grid.shape, [140 * p for p in per_nm])
-    stain = np.clip(1 + 0.3 * _smooth(rng, grid.shape, [60 * p for p in per_nm]), 0.3, 1.35)  # gaps, as real stain has
+    stain = np.clip(
+        1 + 0.3 * _smooth(rng, grid.shape, [60 * p for p in per_nm]), 0.3, 1.35
+    )  # gaps, as real stain has
 
     hue = 0.40 + 0.05 * rng.standard_normal(len(neurites) + 1)
     hue[rng.random(len(hue)) < 0.10] += 0.16  # dark, glia-like
@@ -511,7 +560,8 @@ def _render(rng, config, grid, neurites, first, second, depth_nm, mito_nm, mito_
             clear = np.abs(depth)
             dense = up.linear(synapse[slice_z])
             layer = hue[owner] + 1.25 * up.linear(stain[slice_z]) * (1 + 0.25 * dense) * np.exp(
-                -((clear / (half_nm * (0.92 + 1.0 * dense))) ** 2))
+                -((clear / (half_nm * (0.92 + 1.0 * dense))) ** 2)
+            )
             patch = up.linear(where_sheet[slice_z]) - 0.75
             reticulum = np.exp(-((up.linear(sheet[slice_z]) * 55 / 9) ** 2)) * np.clip(3 * patch, 0, 1)
             body = up.linear(mito_nm[slice_z])
@@ -521,11 +571,20 @@ def _render(rng, config, grid, neurites, first, second, depth_nm, mito_nm, mito_
             if len(iy):
                 deep, which = body[iy, ix], up.nearest(mito_id[slice_z])[iy, ix]
                 k = waves[which]
-                phase = k[:, 0] * ((slice_z + 0.5) * grid.spacing_nm[0]) + k[:, 1] * rows[iy, 0] + k[:, 2] * columns[0, ix]
-                phase += 2.2 * up.linear(sheet[slice_z])[iy, ix] + 1.2 * up.linear(where_sheet[slice_z])[iy, ix]
+                phase = (
+                    k[:, 0] * ((slice_z + 0.5) * grid.spacing_nm[0])
+                    + k[:, 1] * rows[iy, 0]
+                    + k[:, 2] * columns[0, ix]
+                )
+                phase += (
+                    2.2 * up.linear(sheet[slice_z])[iy, ix] + 1.2 * up.linear(where_sheet[slice_z])[iy, ix]
+                )
                 cristae = np.clip(np.sin(phase), -0.3, 1) * np.clip((deep - 14) / 14, 0, 1)
-                layer[iy, ix] += (np.clip(deep / 8, 0, 1) * matrix[which] + 0.34 * cristae
-                                  + 0.50 * np.exp(-(((deep - 4) / 10) ** 2)))
+                layer[iy, ix] += (
+                    np.clip(deep / 8, 0, 1) * matrix[which]
+                    + 0.34 * cristae
+                    + 0.50 * np.exp(-(((deep - 4) / 10) ** 2))
+                )
             density[z] += layer / grid.sub
             if slice_z == z * grid.sub + grid.sub // 2:
                 labels[z] = np.where(clear > half_nm, owner, 0)
@@ -584,7 +643,9 @@ def _ribosomes(rng, config, shape):
     clumps = rng.random((int(300 * np.prod(extent_nm / 1000)), 3)) * extent_nm
     points = np.repeat(clumps, 6, axis=0) + 55 * rng.standard_normal((6 * len(clumps), 3))
     weights = rng.uniform(0.4, 1.3, len(points)) * 270 / (y_nm * x_nm)  # 270 nm^2 of stain, in one section
-    return ndimage.gaussian_filter(_splat(points, weights, config.voxel_size_nm, shape), (0, 7 / y_nm, 7 / x_nm), truncate=3)
+    return ndimage.gaussian_filter(
+        _splat(points, weights, config.voxel_size_nm, shape), (0, 7 / y_nm, 7 / x_nm), truncate=3
+    )
 
 
 def _vesicles(config, centres_nm, shape):
@@ -598,7 +659,10 @@ def _vesicles(config, centres_nm, shape):
         high = np.minimum(middle + np.array(reach) + 1, shape)
         if (high <= low).any():
             continue
-        away = [(np.arange(a, b) + 0.5) * nm - c for a, b, nm, c in zip(low, high, config.voxel_size_nm, centre, strict=True)]
+        away = [
+            (np.arange(a, b) + 0.5) * nm - c
+            for a, b, nm, c in zip(low, high, config.voxel_size_nm, centre, strict=True)
+        ]
         away[0] = np.maximum(np.abs(away[0]) - z_nm / 2, 0)
         distance = np.sqrt(away[0][:, None, None] ** 2 + away[1][:, None] ** 2 + away[2] ** 2)
         ring = 0.62 * np.exp(-(((distance - 15) / 6.5) ** 2)) - 0.10 * np.exp(-((distance / 8) ** 2))

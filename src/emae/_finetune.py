@@ -1,0 +1,168 @@
+"""finetune: a segmenter learns the task from a few labels, started from a pre-training run or from scratch."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from emae._augment import Augmentation, Crop
+from emae._decode import choose_threshold
+from emae._evaluate import score
+from emae._experiments import Finetune
+from emae._fit import fit
+from emae._geometry import Box
+from emae._predict import predict_block
+from emae._runs import Run, create_run, load_tensors
+from emae._sampling import Crops, Cube, open_cubes
+from emae.models._segmenter import Segmenter
+
+COVERAGE_FLOOR = 0.9
+"""share of the encoder's parameters a pre-training run must fill; below it fine-tuning is refused"""
+HELD_OUT_CROPS = 16
+STILL = Augmentation(symmetry=False, contrast=0, brightness=0, section_jitter=0, noise=0)
+
+
+class Transfer(NamedTuple):
+    """What became of every tensor of the encoder."""
+
+    matched: list[str]
+    resized: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    coverage: float
+    """share of the encoder's parameters that were filled"""
+
+    def __str__(self) -> str:
+        lines = [f"transfer: {self.coverage:.1%} of the encoder's parameters filled"]
+        for name in ("matched", "resized", "missing", "unexpected"):
+            rows = getattr(self, name)
+            lines.append(f"  {name:10} {len(rows):4d}" + (f"  {', '.join(rows[:6])}" if rows else "")
+                         + (" ..." if len(rows) > 6 else ""))
+        return "\n".join(lines)
+
+
+def transfer(weights: dict[str, torch.Tensor], model: Segmenter) -> Transfer:
+    """Copy the `encoder.` tensors of a pre-training run into the segmenter's encoder.
+
+    resized: the patch embedding of another patch size, brought to this one by linear interpolation of its kernel.
+    Other shapes that differ count as missing. Nothing is refused here; see `finetune`.
+    """
+    source = {k: v for k, v in weights.items() if k.startswith("encoder.")}
+    own = {k: v for k, v in model.state_dict().items() if k.startswith("encoder.")}
+    matched, resized, missing = [], [], []
+    filled = {}
+    for name, tensor in own.items():
+        if name not in source:
+            missing.append(name)
+        elif source[name].shape == tensor.shape:
+            filled[name] = source[name]
+            matched.append(name)
+        else:
+            missing.append(f"{name} {tuple(source[name].shape)} for {tuple(tensor.shape)}")
+    model.load_state_dict(filled, strict=False)
+    coverage = sum(v.numel() for v in filled.values()) / sum(v.numel() for v in own.values())
+    return Transfer(matched, resized, missing, [k for k in source if k not in own], coverage)
+
+
+def finetune(config: Finetune, out: str | Path, *, start: Run | Literal["scratch"], resume: bool = False,
+             overwrite: bool = False, any_voxel_size: bool = False, say: Callable[[str], None] = print) -> Run:
+    """Train a segmenter on labelled cubes and choose its threshold on held-out ones.
+
+    start: the pre-training run whose encoder it begins with, or "scratch": the control, all else equal. ValueError
+    below COVERAGE_FLOOR of transferred parameters, for another patch, and for another voxel size (more than 1.25x).
+    """
+    # what it learns from, where its choices are made
+    cubes = open_cubes(config.training, config.normalisation, config.crop)
+    held_out = open_cubes(config.validation, config.normalisation, config.crop, allow_smaller=True)
+    voxel_size_nm = cubes[0].voxel_size_nm
+    crops = Crops(cubes, config.crop, config.augmentation, config.seed)
+
+    # what learns
+    torch.manual_seed(config.seed)
+    model = Segmenter(config.model, config.target.channels, voxel_size_nm)
+    moved = None
+    if isinstance(start, Run):
+        moved = _start_from(start, model, voxel_size_nm, any_voxel_size)
+        say(str(moved))
+    record = {"kind": "finetune", "voxel_size_nm": voxel_size_nm, "start": str(getattr(start, "name", start))}
+    run = create_run(out, config, resume=resume, overwrite=overwrite, **record)
+    if resume and run.record["start"] != record["start"]:
+        raise ValueError(f"{run.name}: was started from {run.record['start']}, not from {record['start']}")
+    if moved is not None:
+        run.save_record(transfer=moved._asdict())
+    batch = config.schedule.batch
+
+    def loss_of(crop: Crop) -> torch.Tensor:
+        target, counts = config.target.compute(crop.labels, crop.valid)
+        return config.target.loss(model(crop.raw[:, None]), target, counts)
+
+    def step(i: int) -> dict[str, torch.Tensor]:
+        return {"loss": loss_of(crops.batch(i * batch, batch))}
+
+    tests = Crops([c for c in held_out if _holds(c, config.crop)], config.crop, STILL, seed=0) if held_out else None
+
+    def validate(done: int) -> dict[str, float]:
+        if tests is None or not tests.cubes:
+            return {}
+        losses = [float(loss_of(tests.batch(first, batch))) for first in range(0, HELD_OUT_CROPS, batch)]
+        return {"held_out_loss": float(np.mean(losses))}
+
+    if not run.finished:
+        fit(model, step, validate, config.schedule, run, encoder_rate=config.encoder_rate, resume=resume, say=say)
+    if "decoder" not in run.record and held_out:
+        choose_decoder(run, held_out, say=say)
+    run.close()
+    return run
+
+
+def _start_from(start: Run, model: Segmenter, voxel_size_nm: tuple[float, float, float],
+                any_voxel_size: bool) -> Transfer:
+    if start.config.kind != "pretrain":
+        raise ValueError(f"{start.name}: a {start.config.kind} run; --from wants a pre-training run or scratch")
+    if not start.finished:
+        raise ValueError(f"{start.name}: not finished; go on with emae pretrain --resume")
+    mine, theirs = model.config.encoder, start.config.model.encoder
+    if mine != theirs:
+        different = [f"{k}: {getattr(theirs, k)} there, {getattr(mine, k)} here" for k in type(mine).model_fields
+                     if getattr(mine, k) != getattr(theirs, k)]
+        raise ValueError(f"{start.name}: a checkpoint of another architecture ({'; '.join(different)}); set model.encoder "
+                         "to the pre-training's")
+    sizes = list(zip(start.voxel_size_nm, voxel_size_nm, strict=True))
+    if not any_voxel_size and any(max(a, b) > 1.25 * min(a, b) for a, b in sizes):
+        raise ValueError(f"{start.name}: pre-trained at voxels of {start.voxel_size_nm} nm, labels at {voxel_size_nm} nm; "
+                         "pre-train on a volume --resample'd to the labels' size, or allow it with --any-voxel-size")
+    moved = transfer(load_tensors(start.weights), model)
+    if moved.coverage < COVERAGE_FLOOR:
+        raise ValueError(f"{start.name}: only {moved.coverage:.1%} of the encoder would be filled, want "
+                         f"{COVERAGE_FLOOR:.0%} or more\n{moved}")
+    return moved
+
+
+def _holds(cube: Cube, crop: tuple[int, int, int]) -> bool:
+    return all(c <= s for c, s in zip(crop, cube.raw.shape, strict=True))
+
+
+def choose_decoder(run: Run, held_out: list[Cube], say: Callable[[str], None] = print) -> None:
+    """Predict the held-out labels, sweep the threshold, store the best and the whole table in the run.
+
+    The cube with the most labelled voxels decides; the raw around it may be read, its labels alone are scored.
+    """
+    from emae._predict import load_segmenter
+
+    cube = max(held_out, key=lambda c: int(np.prod(c.labels.shape)))
+    model = load_segmenter(run)
+    box = Box.of_shape(cube.labels.shape).shift(cube.offset_vx)
+    predicted = predict_block(model, run, cube.raw, cube.levels, box)
+    valid = None if cube.valid is None else np.asarray(cube.valid) != 0
+    if cube.sections is not None:
+        rows = np.isin(np.arange(cube.labels.shape[0]), cube.sections)[:, None, None]
+        valid = np.broadcast_to(rows, cube.labels.shape) if valid is None else valid & rows
+    decoder, table = choose_threshold(np.asarray(cube.labels), predicted, run.config.decoder, score,
+                                      valid=valid, offsets=run.config.target.offsets, voxel_size_nm=run.voxel_size_nm)
+    best = next(row for row in table if row["threshold"] == decoder.threshold)
+    run.save_record(decoder=decoder.model_dump(mode="json"), threshold_table=table,
+                    threshold_chosen_on=f"{cube.labels.name} {box}")
+    say(f"threshold {decoder.threshold} chosen on held-out labels: adapted Rand error "
+        f"{best['adapted_rand_error']:.4f}, VOI {best['voi_split']:.3f} + {best['voi_merge']:.3f}")

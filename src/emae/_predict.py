@@ -1,0 +1,220 @@
+"""predict: a run's network over a whole volume, block by block, straight to disk.
+
+Crops lie on one grid over the volume and overlap; where they do, they are averaged with a weight that falls towards
+their borders. A block gathers every crop that touches it, so the answer does not depend on the blocks, nor on whether
+the work was interrupted.
+
+    |--crop 0--|          one block needs crops 0, 1 and 2; memory is that of the block
+          |--crop 1--|
+    [=====block=====]
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from emae._augment import Symmetry, symmetries
+from emae._geometry import Block, Box, blocks
+from emae._normalise import Levels, measure_levels
+from emae._runs import Run, load_tensors, load_weights, write_whole
+from emae._volume import Volume, check_image, create_volume, resample
+from emae.models._segmenter import Segmenter
+
+VOXEL_SIZE_FACTOR = 1.25
+"""largest ratio, per axis, between the voxel size of a volume and that of the training"""
+
+
+def load_segmenter(run: Run) -> Segmenter:
+    """The trained network of a fine-tuning run; ValueError for another kind of run or an unfinished one."""
+    if run.config.kind != "finetune":
+        raise ValueError(f"{run.name}: a {run.config.kind} run; prediction needs a fine-tuned one (emae finetune)")
+    if not run.finished:
+        raise ValueError(f"{run.name}: not finished; go on with emae finetune --resume")
+    model = Segmenter(run.config.model, run.config.target.channels, run.voxel_size_nm)
+    load_weights(model, load_tensors(run.weights), run.weights)
+    return model.eval()
+
+
+def fit_voxel_size(run: Run, volume: Volume, *, resample_to_run: bool = False, any_voxel_size: bool = False) -> Volume:
+    """The volume, resampled on request, if its voxel size is within VOXEL_SIZE_FACTOR of the training's.
+
+    ValueError with both sizes and the two remedies otherwise.
+    """
+    have, want = volume.require_voxel_size(), run.voxel_size_nm
+    if resample_to_run:
+        return resample(volume, want)
+    if not any_voxel_size and any(max(h, w) > VOXEL_SIZE_FACTOR * min(h, w) for h, w in zip(have, want, strict=True)):
+        raise ValueError(f"{volume.name}: voxels of {have} nm (z, y, x), but {run.name} was trained at {want} nm; "
+                         "--resample resamples the volume on the fly, --any-voxel-size predicts as it is")
+    return volume
+
+
+def predict(run: Run, volume: Volume, out: str | Path | None = None, *, block_vx: tuple[int, int, int] | None = None,
+            mirror: int = 1, resample_to_run: bool = False, any_voxel_size: bool = False, overwrite: bool = False,
+            say: Callable[[str], None] = lambda text: None) -> Volume:
+    """Predict every voxel of a (Z, Y, X) volume.
+
+    out: an OME-Zarr 0.5 to write; None keeps the result in memory. Interrupted work goes on when called again. mirror:
+    how many mirrored and transposed variants are averaged (1 = none). Returns a (C, Z, Y, X) uint8 volume, 255 = 1.0,
+    whose attrs carry `offsets`, with the voxel size of what was predicted.
+    """
+    model = load_segmenter(run)
+    volume = fit_voxel_size(run, volume, resample_to_run=resample_to_run, any_voxel_size=any_voxel_size)
+    check_image(volume)
+    levels = measure_levels(volume, run.config.normalisation)
+    shape, channels = volume.shape, run.config.target.channels
+    block_vx = block_vx or default_block(run.config.crop, shape)
+    work = blocks(Box.of_shape(shape), block_vx, (0, 0, 0))
+    attrs = {"offsets": [list(o) for o in run.config.target.offsets], "run": run.name, "source": volume.name,
+             "source_box": str(volume.box)}
+
+    if out is None:
+        result = np.empty((channels, *shape), np.uint8)
+        for block in work:
+            result[(slice(None), *block.write.slices)] = predict_block(model, run, volume, levels, block.write, mirror)
+        return Volume.from_array(result, volume.voxel_size_nm, name=f"prediction of {volume.name}", attrs=attrs)
+
+    out = Path(out)
+    done_file = out / "emae_blocks.json"
+    key = fingerprint(run, volume, block_vx, mirror)
+    unfinished = done_file.is_file() and not overwrite
+    done: set[int] = set()
+    if unfinished:
+        state = json.loads(done_file.read_text())
+        if state["key"] != key:
+            raise FileExistsError(f"{out}: holds another prediction (other run, volume or settings); --overwrite replaces "
+                                  "it, another name keeps both")
+        done = set(state["done"])
+    chunk = tuple(min(c, b) for c, b in zip((64, 128, 128), block_vx, strict=True))
+    target = create_volume(out, (channels, *shape), np.uint8, volume.require_voxel_size(), attrs=attrs,
+                           chunk_shape=(1, *(c if b % c == 0 else b for c, b in zip(chunk, block_vx, strict=True))),
+                           overwrite=overwrite, resume=unfinished)
+    for index, block in enumerate(work):
+        if index in done:
+            continue
+        predicted = predict_block(model, run, volume, levels, block.write, mirror)
+        target[(slice(None), *block.write.slices)] = predicted
+        done.add(index)
+        write_whole(done_file, json.dumps({"key": key, "blocks": len(work), "done": sorted(done)}).encode())
+        say(f"predicted block {len(done)}/{len(work)}")
+    return target
+
+
+def complete(path: str | Path) -> bool:
+    """Whether every block of a prediction on disk is done."""
+    file = Path(path) / "emae_blocks.json"
+    if not file.is_file():
+        return True  # not written by predict
+    state = json.loads(file.read_text())
+    return len(state["done"]) == state["blocks"]
+
+
+def fingerprint(run: Run, volume: Volume, block_vx: tuple[int, int, int], mirror: int) -> str:
+    """What the blocks of a half-finished prediction must have in common."""
+    parts = [run.config.model_dump_json(), hashlib.sha256(run.weights.read_bytes()).hexdigest(), volume.name,
+             str(volume.box), str(volume.shape), str(block_vx), str(mirror)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def default_block(crop: tuple[int, int, int], shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Whole chunks of about 8 crop strides an axis, no larger than the volume needs."""
+    z, y, x = (min(-(-4 * c // 64) * 64, -(-s // 64) * 64) for c, s in zip(crop, shape[-3:], strict=True))
+    return z, y, x
+
+
+def predict_block(model: Segmenter, run: Run, volume: Volume, levels: Levels, box: Box, mirror: int = 1) -> np.ndarray:
+    """(C, *box.shape) uint8: the weighted mean of all crops of the volume's grid that touch `box`."""
+    crop = run.config.crop
+    offsets = run.config.target.offsets
+    total = np.zeros((len(offsets), *box.shape), np.float32)
+    weights = np.zeros((len(offsets), *box.shape), np.float32)
+    window = blending_window(crop)
+    variants = symmetries(run.voxel_size_nm, crop)
+    usable = [s for s in variants if all(_match(s, o, offsets) for o in offsets)]
+    # spread over the group: identity first, then as different from one another as a stride makes them
+    chosen = [usable[(k * len(usable)) // mirror] for k in range(min(mirror, len(usable)))]
+    for start in itertools.product(*(crop_starts(s, c, a, b) for s, c, a, b in
+                                     zip(volume.shape, crop, box.start, box.stop, strict=True))):
+        place = Box(start, tuple(a + c for a, c in zip(start, crop, strict=True)))
+        raw = read_padded(volume, levels, place)
+        both = place.intersect(box)
+        here, there = both.shift(tuple(-s for s in start)), both.shift(tuple(-s for s in box.start))
+        for symmetry in chosen:
+            with torch.inference_mode():
+                x = symmetry.apply(raw).contiguous()[None, None]
+                predicted = run.config.target.probabilities(model(x))[0]
+            mean, weight = align(predicted, window, symmetry, offsets)
+            total[(slice(None), *there.slices)] += mean[(slice(None), *here.slices)].numpy()
+            weights[(slice(None), *there.slices)] += weight[(slice(None), *here.slices)].numpy()
+    return np.rint(total / np.maximum(weights, 1e-12) * 255).astype(np.uint8)
+
+
+def _match(symmetry: Symmetry, offset: tuple[int, int, int], offsets: tuple) -> bool:
+    moved = symmetry.move(offset)
+    return moved in offsets or tuple(-m for m in moved) in offsets
+
+
+def align(predicted_KZYX: torch.Tensor, window_ZYX: torch.Tensor, symmetry: Symmetry,
+          offsets: tuple[tuple[int, int, int], ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bring the prediction of a moved crop back: every channel to its own offset and place.
+
+    The edge (v, v + o) of the crop is, in the moved crop, the edge between v' and v' + o'. If the network has a channel
+    for o', its value at v' is meant; if it has one for -o', the value stored at v' + o'. Returns weighted predictions
+    and weights, both (K, Z, Y, X); weight 0 where no value was predicted.
+    """
+    values, weights = [], []
+    moved_window = symmetry.apply(window_ZYX)
+    for offset in offsets:
+        moved = symmetry.move(offset)
+        if moved in offsets:
+            value, weight = predicted_KZYX[offsets.index(moved)], moved_window
+        else:
+            flipped = predicted_KZYX[offsets.index((-moved[0], -moved[1], -moved[2]))]
+            value, weight = shift_from(flipped, moved), shift_from(moved_window, moved)
+        values.append(symmetry.undo(value * weight))
+        weights.append(symmetry.undo(weight))
+    return torch.stack(values), torch.stack(weights)
+
+
+def shift_from(x_ZYX: torch.Tensor, offset: tuple[int, int, int]) -> torch.Tensor:
+    """y[v] = x[v + offset], 0 where that lies outside."""
+    out = torch.zeros_like(x_ZYX)
+    if all(abs(o) < s for o, s in zip(offset, x_ZYX.shape, strict=True)):
+        here = tuple(slice(max(0, -o), s - max(0, o)) for o, s in zip(offset, x_ZYX.shape, strict=True))
+        there = tuple(slice(max(0, o), s - max(0, -o)) for o, s in zip(offset, x_ZYX.shape, strict=True))
+        out[here] = x_ZYX[there]
+    return out
+
+
+def crop_starts(size: int, crop: int, first: int, stop: int) -> list[int]:
+    """Starts of the crops, half a crop apart, that touch first..stop on an axis of `size`.
+
+    The last crop ends with the axis; on an axis shorter than a crop the only one starts at 0 and is padded.
+    """
+    stride = max(1, crop // 2)
+    starts = list(range(0, max(1, size - crop), stride)) + ([size - crop] if size > crop else [])
+    return [s for s in dict.fromkeys(starts) if s < stop and s + crop > first]
+
+
+def read_padded(volume: Volume, levels: Levels, box: Box) -> torch.Tensor:
+    """Normalised raw of a box; what lies beyond the volume is reflected (repeated where too thin to reflect)."""
+    inside = box.intersect(Box.of_shape(volume.shape))
+    array = levels.apply(volume.read(inside), inside.start[0])
+    pads = [(a - b, d - c) for a, b, c, d in zip(inside.start, box.start, inside.stop, box.stop, strict=True)]
+    if any(p for pad in pads for p in pad):
+        array = np.pad(array, pads, mode="symmetric")
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def blending_window(crop: tuple[int, int, int]) -> torch.Tensor:
+    """(Z, Y, X) weights, a Gaussian of standard deviation a quarter of the crop, above 0 everywhere."""
+    lines = [torch.exp(-0.5 * ((torch.arange(c) + 0.5 - c / 2) / (c / 4)) ** 2) for c in crop]
+    return lines[0][:, None, None] * lines[1][:, None] * lines[2]
+
+
+__all__ = ["Block", "align", "complete", "fit_voxel_size", "load_segmenter", "predict"]

@@ -1,0 +1,177 @@
+"""Crops: training samples out of volumes. Sample i of a run is a function of (seed, i) and of nothing else."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pydantic
+import torch
+
+from emae._augment import Augmentation, Crop, augment
+from emae._config import Config
+from emae._datasets import open_labels, open_volume
+from emae._geometry import Box
+from emae._normalise import Levels, Normalisation, measure_levels
+from emae._volume import Volume, check_image, check_labels, check_pair
+
+IN_MEMORY_BYTES = 2**31
+"""volumes smaller than this are read once and kept; larger ones are read crop by crop"""
+
+
+class Source(Config):
+    """A volume to open: an address, or a data set and split such as `fib25/train`."""
+
+    path: str
+    voxel_size_nm: tuple[float, float, float] | None = None
+    """z y x; only where the file does not say"""
+    box: str | None = None
+    """z0:z1,y0:y1,x0:x1"""
+
+    def open(self) -> Volume:
+        return open_volume(self.path, voxel_size_nm=self.voxel_size_nm, box=self.box)
+
+
+class LabelledSource(Config):
+    """A labelled cube inside a (larger) raw volume."""
+
+    raw: Source
+    labels: str | None = None
+    """address, or data set and split, of the labels; None = those of the split that `raw` names, without a box"""
+    labels_key: str | None = None
+    """which labels of a data set"""
+    offset_vx: tuple[int, int, int] = (0, 0, 0)
+    """where the first label voxel lies in `raw`"""
+    valid: str | None = None
+    """address of a mask of the labels' shape, 0 where labels are not known"""
+    sections: tuple[int, ...] | None = None
+    """sparse labels: only these sections of the label array are known"""
+
+    @pydantic.model_validator(mode="after")
+    def _named(self) -> "LabelledSource":
+        if self.labels is None and self.raw.box is not None:
+            raise ValueError("a raw volume with a box needs its labels named, and their offset_vx")
+        return self
+
+    def open(self) -> tuple[Volume, Volume, Volume | None]:
+        """Raw, labels and valid, checked to fit one another."""
+        raw = self.raw.open()
+        labels = open_labels(self.labels or self.raw.path, key=self.labels_key, voxel_size_nm=self.raw.voxel_size_nm)
+        if labels.voxel_size_nm is None and raw.voxel_size_nm is not None:
+            labels = labels.with_voxel_size(raw.voxel_size_nm)  # label files often do not say; raw does
+        valid = None if self.valid is None else open_volume(self.valid, voxel_size_nm=labels.voxel_size_nm)
+        check_pair(raw, labels, self.offset_vx, valid)
+        if self.sections is not None and not all(0 <= s < labels.shape[0] for s in self.sections):
+            raise ValueError(f"{labels.name}: sections {self.sections} are not all among its {labels.shape[0]}")
+        return raw, labels, valid
+
+
+@dataclass(frozen=True)
+class Cube:
+    """An opened source: where its crops come from."""
+
+    raw: Volume
+    levels: Levels
+    voxel_size_nm: tuple[float, float, float]
+    labels: Volume | None = None
+    valid: Volume | None = None
+    offset_vx: tuple[int, int, int] = (0, 0, 0)
+    sections: tuple[int, ...] | None = None
+
+
+def held(volume: Volume) -> Volume:
+    """The volume, in memory if it is small."""
+    nbytes = volume.dtype.itemsize * int(np.prod(volume.shape))
+    if nbytes > IN_MEMORY_BYTES:
+        return volume
+    kept = Volume.from_array(np.asarray(volume), volume.voxel_size_nm, name=volume.name)
+    return kept
+
+
+def open_cubes(sources: tuple[Source, ...] | tuple[LabelledSource, ...], normalisation: Normalisation,
+               crop: tuple[int, int, int], allow_smaller: bool = False) -> list[Cube]:
+    """Open and check every source; ValueError names the one at fault.
+
+    allow_smaller: volumes smaller than the crop will do, for prediction pads them.
+    """
+    cubes = []
+    for source in sources:
+        raw, labels, valid = (source.open(), None, None) if isinstance(source, Source) else source.open()
+        check_image(raw)
+        if not allow_smaller and any(c > s for c, s in zip(crop, raw.shape, strict=True)):
+            raise ValueError(f"{raw.name}: a crop of {tuple(crop)} is larger than the volume {raw.shape}; "
+                             "use --set crop=[z,y,x] or a larger volume")
+        voxel_size_nm = raw.require_voxel_size()
+        if labels is not None:
+            check_labels(labels)
+        cube = Cube(held(raw), measure_levels(raw, normalisation), voxel_size_nm)
+        if isinstance(source, LabelledSource):
+            cube = Cube(cube.raw, cube.levels, voxel_size_nm, held(labels),
+                        None if valid is None else held(valid), source.offset_vx, source.sections)
+        cubes.append(cube)
+    sizes = {c.voxel_size_nm for c in cubes}
+    if any(max(a, b) > 1.25 * min(a, b) for s in sizes for t in sizes for a, b in zip(s, t, strict=True)):
+        raise ValueError("sources of one training differ in voxel size by more than 1.25x: "
+                         + ", ".join(f"{c.raw.name} {c.voxel_size_nm} nm" for c in cubes))
+    return cubes
+
+
+class Crops:
+    """`crops[i]` is sample i: a Crop drawn by (seed, i) from the cubes, volumes chosen by their number of voxels."""
+
+    def __init__(self, cubes: list[Cube], shape: tuple[int, int, int], augmentation: Augmentation, seed: int):
+        self.cubes, self.shape, self.augmentation, self.seed = cubes, shape, augmentation, seed
+        sizes = np.array([int(np.prod((c.raw if c.labels is None else c.labels).shape[-3:])) for c in cubes], float)
+        self.share = np.cumsum(sizes / sizes.sum())
+
+    def __getitem__(self, i: int) -> Crop:
+        generator = sample_generator(self.seed, i)
+        chosen = int(np.searchsorted(self.share, float(torch.rand((), generator=generator)), side="right"))
+        cube = self.cubes[min(chosen, len(self.cubes) - 1)]
+        crop = read_crop(cube, random_box(cube, self.shape, generator))
+        return augment(crop, self.augmentation, cube.voxel_size_nm, generator)
+
+    def batch(self, first: int, count: int) -> Crop:
+        """Samples first .. first + count - 1, stacked: (B, Z, Y, X)."""
+        crops = [self[i] for i in range(first, first + count)]
+        return Crop(*(None if parts[0] is None else torch.stack(parts) for parts in zip(*crops, strict=True)))
+
+
+def sample_generator(seed: int, i: int) -> torch.Generator:
+    """The generator of sample i: SeedSequence mixes (seed, i), so neighbours share nothing."""
+    state = np.random.SeedSequence([seed, i]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+
+
+def random_box(cube: Cube, shape: tuple[int, int, int], generator: torch.Generator) -> Box:
+    """A crop inside the raw volume that covers as much of the labels as its size allows."""
+    start = []
+    for axis, size in enumerate(shape):
+        low, high = 0, cube.raw.shape[axis] - size
+        if cube.labels is not None:
+            first = cube.offset_vx[axis]
+            ends = sorted((first, first + cube.labels.shape[axis] - size))
+            if axis == 0 and cube.sections is not None:  # any place that holds at least one known section
+                ends = [first + min(cube.sections) - size + 1, first + max(cube.sections)]
+            low, high = max(low, ends[0]), min(high, ends[1])
+            low, high = min(low, cube.raw.shape[axis] - size), max(high, 0)
+            high = max(low, high)
+        start.append(low + int(torch.randint(high - low + 1, (), generator=generator)))
+    return Box(tuple(start), tuple(s + n for s, n in zip(start, shape, strict=True)))
+
+
+def read_crop(cube: Cube, box: Box) -> Crop:
+    """Normalised raw, labels (dense ids) and where they are known, of a box of the raw volume."""
+    raw = torch.from_numpy(cube.levels.apply(cube.raw.read(box), box.start[0]))
+    if cube.labels is None:
+        return Crop(raw)
+    labels = np.zeros(box.shape, np.int64)
+    valid = np.zeros(box.shape, bool)
+    there = box.shift(tuple(-o for o in cube.offset_vx)).intersect(Box.of_shape(cube.labels.shape))
+    if not there.is_empty:
+        here = there.shift(cube.offset_vx).shift(tuple(-s for s in box.start))
+        _, dense = np.unique(np.append(cube.labels.read(there).ravel(), 0), return_inverse=True)  # 0 stays 0
+        labels[here.slices] = dense[:-1].reshape(there.shape)
+        known = np.ones(there.shape, bool) if cube.valid is None else cube.valid.read(there) != 0
+        if cube.sections is not None:
+            known &= np.isin(np.arange(there.start[0], there.stop[0]), cube.sections)[:, None, None]
+        valid[here.slices] = known
+    return Crop(raw, torch.from_numpy(labels), torch.from_numpy(valid))
