@@ -47,7 +47,10 @@ def test_neurites_fill_the_tissue_and_hold_the_mitochondria(phantom):
 
 def test_neighbouring_neurites_never_touch_within_a_section(phantom):
     """Labels differ only across a band of 0: three pixels of a 24 nm membrane at 8 nm."""
-    for a, b in ((phantom.labels[:, 1:], phantom.labels[:, :-1]), (phantom.labels[..., 1:], phantom.labels[..., :-1])):
+    for a, b in (
+        (phantom.labels[:, 1:], phantom.labels[:, :-1]),
+        (phantom.labels[..., 1:], phantom.labels[..., :-1]),
+    ):
         assert ((a != b) & (a > 0) & (b > 0)).mean() < 1e-4
 
 
@@ -120,9 +123,16 @@ def test_cached_phantom_is_made_once_and_read_only():
         cached_phantom(config).raw[0] = 0
 
 
-@pytest.mark.parametrize("bad, words", [({"shape": (4, 64, 64)}, "at least 8 sections"), ({"shape": (64, 8, 256)}, "32"),
-                                        ({"noise": -1}, "noise"), ({"voxel_size_nm": (0, 8, 8)}, "voxel_size_nm"),
-                                        ({"sede": 1}, "sede")])
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        ({"shape": (4, 64, 64)}, "at least 8 sections"),
+        ({"shape": (64, 8, 256)}, "32"),
+        ({"noise": -1}, "noise"),
+        ({"voxel_size_nm": (0, 8, 8)}, "voxel_size_nm"),
+        ({"sede": 1}, "sede"),
+    ],
+)
 def test_bad_configurations_are_refused(bad, words):
     with pytest.raises(ValueError, match=words):
         PhantomConfig(**bad)

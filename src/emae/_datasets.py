@@ -1,4 +1,4 @@
-"""DATASETS: one record per data set (where, voxel size, splits, what its labels mean, licence, citation), and opening by name.
+"""DATASETS: one record per data set (where, voxel size, splits, meaning of labels, licence, citation); opening by name.
 
 A name is a record ("fib25"), one split of it ("fib25/test"), or any address `open_path` knows. Boxes are voxels, z y x.
 """
@@ -72,15 +72,12 @@ PHANTOMS = {
     "test": PhantomConfig(seed=3, shape=(32, 256, 256), missing_sections=0, shifted_sections=0),
 }
 _FIB25_CITATION = "Takemura et al. 2015, PNAS 112:13711 (FIB-25); neuroproof_examples, Janelia FlyEM"
-_ISBI_LICENCE = (
-    "free for generating or testing non-commercial segmentation software; cite Cardona et al. 2010"
+_ISBI_LICENCE = "free for generating or testing non-commercial segmentation software; cite Cardona et al. 2010"
+_ISBI_CITATION = "Cardona et al. 2010, PLoS Biology 8:e1000502; Arganda-Carreras et al. 2015, Front. Neuroanat. 9:142"
+_VNC_CITATION = (
+    "Gerhard et al. 2013, Segmented anisotropic ssTEM dataset of neural tissue, doi:10.6084/m9.figshare.856713"
 )
-_ISBI_CITATION = (
-    "Cardona et al. 2010, PLoS Biology 8:e1000502; Arganda-Carreras et al. 2015, Front. Neuroanat. 9:142"
-)
-_VNC_CITATION = "Gerhard et al. 2013, Segmented anisotropic ssTEM dataset of neural tissue, doi:10.6084/m9.figshare.856713"
 _BINARY = "binary"
-_COPIES = "sections are 5 nm apart, near copies: z cannot split them"
 
 DATASETS: dict[str, Dataset] = {
     record.name: record
@@ -98,8 +95,8 @@ DATASETS: dict[str, Dataset] = {
             },
             splits={name: Box.of_shape(config.shape) for name, config in PHANTOMS.items()},
             pretrain_on=("phantom/train",),
-            notes="three phantoms of different seeds; `phantom` is its train. train has a missing and a shifted section, "
-            "validation and test have none",
+            notes="three phantoms of different seeds; `phantom` is its train. train has a missing and a shifted "
+            "section, validation and test have none",
         ),
         Dataset(
             name="fib25",
@@ -115,7 +112,8 @@ DATASETS: dict[str, Dataset] = {
             },
             splits=_z_splits((250, 250, 250), train=(0, 120), validation=(120, 150), test=(150, 250)),
             pretrain_on=("fib25/train", "fib25-unlabelled"),
-            notes="FIB-SEM, Drosophila distal medulla. FFN's published segmentation of the test slab: adapted Rand error 0.078",
+            notes="FIB-SEM, Drosophila distal medulla. FFN's published segmentation of the test slab: "
+            "adapted Rand error 0.078",
         ),
         Dataset(
             name="fib25-unlabelled",
@@ -135,21 +133,15 @@ DATASETS: dict[str, Dataset] = {
             licence=_ISBI_LICENCE,
             citation=_ISBI_CITATION,
             labels={
-                "labels": LabelKey(
-                    "instances", "neurites and glia, one id through all sections; 0 = membrane"
-                ),
-                "mitochondria": LabelKey(
-                    _BINARY, "mitochondria; their values are coarse ids, taken as a mask"
-                ),
+                "labels": LabelKey("instances", "neurites and glia, one id through all sections; 0 = membrane"),
+                "mitochondria": LabelKey(_BINARY, "mitochondria; their values are coarse ids, taken as a mask"),
                 "membranes_isbi": LabelKey(_BINARY, "membranes, the challenge's own labels, 1 = membrane"),
             },
-            splits=_z_splits(
-                (20, 512, 512), train=(0, 10), validation=(10, 12), test=(12, 16), extra=(16, 20)
-            ),
+            splits=_z_splits((20, 512, 512), train=(0, 10), validation=(10, 12), test=(12, 16), extra=(16, 20)),
             pretrain_on=("isbi2012/train", "isbi2012/extra", "isbi2012-test"),
             breaks_z=(16,),
-            notes="sections 10-29 of the challenge's training stack, counted from 0 here; it jumps sideways between 15 and 16; "
-            "extra = more training raw behind the jump",
+            notes="sections 10-29 of the challenge's training stack, counted from 0 here; it jumps sideways between 15 "
+            "and 16; extra = more training raw behind the jump",
         ),
         Dataset(
             name="isbi2012-test",
@@ -209,8 +201,8 @@ DATASETS: dict[str, Dataset] = {
             },
             splits=_x_splits((20, 768, 1024), train=(0, 512), validation=(512, 576), test=(640, 1024)),
             pretrain_on=("epfl/train",),
-            notes=f"FIB-SEM, hippocampus CA1; {_COPIES}, so x does, with x 576-639 left out. A re-annotation: scores do "
-            "not compare with published Lucchi numbers",
+            notes="FIB-SEM, hippocampus CA1. Sections 5 nm apart are near copies, so x is split and not z, 576-639 left out. A "
+            "re-annotation: scores do not compare with published Lucchi numbers",
         ),
         Dataset(
             name="cdeep3m",
@@ -230,7 +222,7 @@ DATASETS: dict[str, Dataset] = {
 
 
 def data_folder() -> Path:
-    """EMAE_DATA where it is set, else `../shared/data` beside the repository or the working directory (may be absent)."""
+    """EMAE_DATA where it is set, else `../shared/data` beside the repository or the working directory."""
     if os.environ.get("EMAE_DATA"):
         return Path(os.environ["EMAE_DATA"])
     beside = [root.parent / "shared" / "data" for root in (Path(__file__).resolve().parents[2], Path.cwd())]
@@ -251,9 +243,7 @@ def _find(name: str) -> tuple[Dataset | None, str]:
         return None, ""
     if slash and split not in record.splits:
         known = ", ".join(record.splits) or "none"
-        raise ValueError(
-            f"{name}: data set {base} has no split {split!r}, it has: {known} (a folder: ./{name})"
-        )
+        raise ValueError(f"{name}: data set {base} has no split {split!r}, it has: {known} (a folder: ./{name})")
     return record, split
 
 
@@ -271,8 +261,8 @@ def open_volume(
 ) -> Volume:
     """The raw volume of a data set ("fib25"), of a split ("fib25/test"), or at any address; lazy.
 
-    voxel_size_nm (z, y, x) comes before what record or file states. box: the part wanted, voxels of that volume or split.
-    FileNotFoundError names the missing file, ValueError the fault.
+    voxel_size_nm (z, y, x) comes before what record or file states. box: the part wanted, voxels of that volume or
+    split. FileNotFoundError names the missing file, ValueError the fault.
     """
     record, split = _find(name_or_address)
     if record is None:
@@ -293,9 +283,7 @@ def open_labels(
     """
     record, split = _find(name_or_address)
     if record is None:
-        return _open_address(
-            name_or_address if key is None else f"{name_or_address}:{key}", voxel_size_nm, box
-        )
+        return _open_address(name_or_address if key is None else f"{name_or_address}:{key}", voxel_size_nm, box)
     if not record.labels:
         raise ValueError(f"{name_or_address}: data set {record.name} has no labels")
     key = next(iter(record.labels)) if key is None else key
@@ -338,12 +326,10 @@ def _open_address(address, voxel_size_nm, box) -> Volume:
     except FileNotFoundError as error:
         if "/" in str(address) or "." in str(address):
             raise
-        raise FileNotFoundError(
-            f"{error}; nor is it a data set: {nearest_name(str(address), DATASETS)}"
-        ) from None
+        raise FileNotFoundError(f"{error}; nor is it a data set: {nearest_name(str(address), DATASETS)}") from None
 
 
-# ---- looking at them ---------------------------------------------------------------------------------------------------
+# ---- looking at them
 
 
 @dataclass(frozen=True)
@@ -394,23 +380,18 @@ class Description:
             lines.append(("intensity", ", ".join(f"{k} {v:.4g}" for k, v in self.intensity.items())))
         if self.record is not None:
             if self.record.file is None:
-                splits = {
-                    split: f"{box}, seed {PHANTOMS[split].seed}" for split, box in self.record.splits.items()
-                }
+                splits = {split: f"{box}, seed {PHANTOMS[split].seed}" for split, box in self.record.splits.items()}
             else:
                 splits = {split: str(box) for split, box in self.record.splits.items()}
             lines += [
-                ("splits" if k == 0 else "", f"{split:<10} {box}")
-                for k, (split, box) in enumerate(splits.items())
+                ("splits" if k == 0 else "", f"{split:<10} {box}") for k, (split, box) in enumerate(splits.items())
             ]
             if self.record.breaks_z:
                 lines.append(("runs", "; ".join(map(str, self.record.runs)) + " (no 3D crop across them)"))
         for stats in self.labels:
             lines.append(("labels", f"{stats.key} {stats.dtype}, {stats.kind}: {stats.meaning}"))
             if stats.classes:
-                lines.append(
-                    ("", "classes " + ", ".join(f"{v}: {100 * f:.1f} %" for v, f in stats.classes.items()))
-                )
+                lines.append(("", "classes " + ", ".join(f"{v}: {100 * f:.1f} %" for v, f in stats.classes.items())))
             else:
                 text = f"{stats.objects} objects, background {100 * stats.background_fraction:.1f} %"
                 if stats.size_vx:
@@ -459,8 +440,8 @@ def describe(
 ) -> Description:
     """Shape, type, voxel size, splits and label statistics of a data set, a split of one, or any volume.
 
-    labels: address of the labels of a volume that is no data set. An address of labels (32 or 64 bit integers, or an array
-    with a `kind` attribute) is described as labels.
+    labels: address of the labels of a volume that is no data set. An address of labels (32 or 64 bit integers, or an
+    array with a `kind` attribute) is described as labels.
     """
     record, _ = _find(name_or_address)
     volume = open_volume(name_or_address, voxel_size_nm=voxel_size_nm, box=box)
@@ -474,9 +455,7 @@ def describe(
             array = open_labels(name_or_address, key, voxel_size_nm=voxel_size_nm, box=box)
             found.append(_label_statistics(array, key, label_key))
     if labels is not None:
-        found.append(
-            _label_statistics(open_volume(labels, voxel_size_nm=voxel_size_nm, box=box), str(labels), None)
-        )
+        found.append(_label_statistics(open_volume(labels, voxel_size_nm=voxel_size_nm, box=box), str(labels), None))
     return Description(
         name=str(name_or_address),
         file=volume.name,
@@ -515,9 +494,7 @@ def _intensity(volume: Volume) -> dict[str, float]:
 
 def _label_statistics(volume: Volume, key: str, label_key: LabelKey | None) -> LabelStatistics:
     if volume.ndim != 3 or volume.dtype.kind == "f":
-        raise ValueError(
-            f"{volume.name}: {volume.ndim} axes of {volume.dtype}, wanted labels (Z, Y, X) of integers"
-        )
+        raise ValueError(f"{volume.name}: {volume.ndim} axes of {volume.dtype}, wanted labels (Z, Y, X) of integers")
     box = _middle(volume, COUNTED_VX)
     ids, counts = _counts(volume, box)
     if label_key is None:

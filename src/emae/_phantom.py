@@ -52,9 +52,7 @@ class PhantomConfig(Config):
             raise ValueError(f"shape {self.shape}: want at least 1 x 32 x 32 voxels")
         faults = self.missing_sections + self.shifted_sections
         if faults and self.shape[0] < 4 * faults:
-            raise ValueError(
-                f"shape {self.shape}: {faults} faulty sections want at least {4 * faults} sections"
-            )
+            raise ValueError(f"shape {self.shape}: {faults} faulty sections want at least {4 * faults} sections")
         return self
 
     def without_defects(self) -> "PhantomConfig":
@@ -118,9 +116,7 @@ def cached_phantom(config: PhantomConfig) -> Phantom:
 
 def _working_grid(config: PhantomConfig) -> _Grid:
     z_nm, y_nm, x_nm = config.voxel_size_nm
-    sub = max(
-        1, 2 * round((z_nm / 13 - 1) / 2) + 1
-    )  # odd, so one slice is the section's middle; about 13 nm each
+    sub = max(1, 2 * round((z_nm / 13 - 1) / 2) + 1)  # odd, so one slice is the section's middle; about 13 nm each
     step = max(1, round(16 / max(y_nm, x_nm)))
     pad = int(np.ceil((config.shift_nm + 16) / min(y_nm, x_nm)))
     _, y, x = config.shape
@@ -199,9 +195,7 @@ def _path(rng, room, start, direction, radius, length_nm):
     for _ in range(int(length_nm / step)):
         ways = _unit(np.vstack([direction, direction + 0.4 * rng.standard_normal((11, 3))]))
         ahead = room.at(points[-1] + ways * (step + 0.7 * radius))
-        score = (
-            np.clip(np.nan_to_num(ahead, nan=radius), -radius, 1.2 * radius) / radius + 1.6 * ways @ direction
-        )
+        score = np.clip(np.nan_to_num(ahead, nan=radius), -radius, 1.2 * radius) / radius + 1.6 * ways @ direction
         best = int(score.argmax())
         if ahead[best] < TIGHT_NM:
             break
@@ -216,15 +210,11 @@ def _radii(rng, room, points, radius, varicose):
     """Radius along a path: slow changes, and swellings where it is an axon; no wider than the room allows."""
     step = np.linalg.norm(points[1] - points[0])
     along = np.arange(len(points)) * step
-    wave = np.sin(along / rng.uniform(150, 400) + rng.uniform(0, 6.3)) + np.sin(
-        along / 90 + rng.uniform(0, 6.3)
-    )
+    wave = np.sin(along / rng.uniform(150, 400) + rng.uniform(0, 6.3)) + np.sin(along / 90 + rng.uniform(0, 6.3))
     radii = radius * np.exp(0.13 * wave)
     if varicose:
         for centre in np.arange(rng.uniform(0, 900), along[-1] + 1, rng.uniform(700, 1600)):
-            radii += (
-                rng.uniform(0.8, 2.0) * radius * np.exp(-(((along - centre) / rng.uniform(120, 220)) ** 2))
-            )
+            radii += rng.uniform(0.8, 2.0) * radius * np.exp(-(((along - centre) / rng.uniform(120, 220)) ** 2))
     free = np.nan_to_num(room.at(points), nan=400.0)
     return np.clip(radii, MIN_RADIUS_NM, np.maximum(MIN_RADIUS_NM, free + 30))
 
@@ -283,17 +273,13 @@ def _grow(rng, extent_nm) -> list[_Neurite]:
     neurites = []
     thick, middling = rng.poisson(0.25 * volume_um3), rng.poisson(0.9 * volume_um3)
     for which in range(thick + middling):
-        kind, radius = (
-            ("dendrite", rng.uniform(220, 360)) if which < thick else ("fibre", rng.uniform(110, 190))
-        )
+        kind, radius = ("dendrite", rng.uniform(220, 360)) if which < thick else ("fibre", rng.uniform(110, 190))
         start, _ = room.seed(rng)
         neurites.append(_neurite(rng, room, start, direction(), radius, kind))
     failed = 0
     while room.empty_fraction() > 0.004 and failed < 60:
         start, _ = room.seed(rng)
-        made = _neurite(
-            rng, room, start, direction(), float(np.clip(rng.lognormal(4.35, 0.3), 52, 130)), "axon"
-        )
+        made = _neurite(rng, room, start, direction(), float(np.clip(rng.lognormal(4.35, 0.3), 52, 130)), "axon")
         if made is None:
             failed += 1
             room.paint(start[None], [0.0])  # leave this hole to its neighbours
@@ -312,15 +298,11 @@ def _territories(rng, neurites, grid, half_nm):
     shape = grid.shape
     best, runner = np.full(shape, np.inf, np.float32), np.full(shape, np.inf, np.float32)
     first, second = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    wobble = sum(
-        a * _smooth(rng, shape, [s / nm for nm in grid.spacing_nm]) for a, s in ((0.15, 80.0), (0.07, 32.0))
-    )
+    wobble = sum(a * _smooth(rng, shape, [s / nm for nm in grid.spacing_nm]) for a, s in ((0.15, 80.0), (0.07, 32.0)))
     for number, neurite in enumerate(neurites, 1):
         reach = 1.7 * neurite.radius_nm + 130
         low = np.maximum(((neurite.points_nm - reach[:, None]).min(0) / grid.spacing_nm).astype(int), 0)
-        high = np.minimum(
-            ((neurite.points_nm + reach[:, None]).max(0) / grid.spacing_nm).astype(int) + 1, shape
-        )
+        high = np.minimum(((neurite.points_nm + reach[:, None]).max(0) / grid.spacing_nm).astype(int) + 1, shape)
         if (high <= low).any():
             continue
         score = np.full(high - low, np.inf, np.float32)
@@ -333,12 +315,7 @@ def _territories(rng, neurites, grid, half_nm):
         np.sqrt(score, out=score)
         turn = rng.integers(0, shape)
         score *= (
-            1
-            + wobble[
-                np.ix_(
-                    *[(np.arange(a, b) + t) % n for a, b, t, n in zip(low, high, turn, shape, strict=True)]
-                )
-            ]
+            1 + wobble[np.ix_(*[(np.arange(a, b) + t) % n for a, b, t, n in zip(low, high, turn, shape, strict=True)])]
         )
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         wins, places = score < best[box], score < runner[box]
@@ -350,9 +327,7 @@ def _territories(rng, neurites, grid, half_nm):
     if (first == 0).any():  # small holes go to the nearest neurite
         from scipy import ndimage
 
-        near = ndimage.distance_transform_edt(
-            first == 0, grid.spacing_nm, return_distances=False, return_indices=True
-        )
+        near = ndimage.distance_transform_edt(first == 0, grid.spacing_nm, return_distances=False, return_indices=True)
         first, second, best, runner = (a[tuple(near)] for a in (first, second, best, runner))
     lead = np.where(np.isfinite(runner), runner - best, 1.5).astype(np.float32)
     depth_nm = _surface_distance(first, lead, grid.spacing_nm)
@@ -381,11 +356,7 @@ def _absorb_specks(first, second, depth_nm, half_nm, spacing_nm, least_um3=0.001
             b[1:] |= a[1:] != a[:-1]
             b[:-1] |= a[1:] != a[:-1]
         near = ndimage.binary_dilation(take, iterations=4)
-        away = (
-            ndimage.distance_transform_edt(~surface, spacing_nm)
-            if surface.any()
-            else np.full(own.shape, 200.0)
-        )
+        away = ndimage.distance_transform_edt(~surface, spacing_nm) if surface.any() else np.full(own.shape, 200.0)
         depth[near] = (away + 0.5 * min(spacing_nm))[near]
 
 
@@ -420,9 +391,7 @@ def _mitochondria(rng, neurites, grid, first, depth_nm):
             if len(wide) < 3:
                 continue
             spacing = np.linalg.norm(points[1] - points[0])
-            for centre in rng.choice(
-                wide, rng.poisson(len(wide) * spacing / 950 * (2.2 if neurite.thick else 1.0))
-            ):
+            for centre in rng.choice(wide, rng.poisson(len(wide) * spacing / 950 * (2.2 if neurite.thick else 1.0))):
                 half = max(2, int(rng.uniform(100, 420) / spacing))
                 run = slice(max(0, centre - half), centre + half + 1)
                 radius = float(np.clip(rng.uniform(0.40, 0.58) * radii[centre], 50, 150))
@@ -459,12 +428,7 @@ def _synapses(rng, neurites, grid, first, second, depth_nm, mito_nm):
     vesicles = []
     at = np.stack([rng.integers(0, n, int(6000 * max(extent_um3, 0.3))) for n in grid.shape], 1)
     where = tuple(at.T)
-    bouton = (
-        (depth_nm[where] < 12)
-        & (second[where] > 0)
-        & (widths[first[where]] > 62)
-        & (widths[first[where]] < 230)
-    )
+    bouton = (depth_nm[where] < 12) & (second[where] > 0) & (widths[first[where]] > 62) & (widths[first[where]] < 230)
     sites = at[bouton][: rng.poisson(3.2 * extent_um3) + 1]
     for site in sites:
         pre, post = first[tuple(site)], second[tuple(site)]
@@ -509,9 +473,7 @@ class _Upsample:
         return plane[np.ix_(*self.near)]
 
     def linear(self, plane):
-        rows = (
-            plane[self.low[0]] * (1 - self.weight[0])[:, None] + plane[self.high[0]] * self.weight[0][:, None]
-        )
+        rows = plane[self.low[0]] * (1 - self.weight[0])[:, None] + plane[self.high[0]] * self.weight[0][:, None]
         return rows[:, self.low[1]] * (1 - self.weight[1]) + rows[:, self.high[1]] * self.weight[1]
 
     def signed(self, own, depth):
@@ -535,9 +497,7 @@ def _render(rng, config, grid, neurites, first, second, depth_nm, mito_nm, mito_
     per_nm = [1 / nm for nm in grid.spacing_nm]
     sheet = _smooth(rng, grid.shape, [55 * p for p in per_nm])  # zero crossings: endoplasmic reticulum
     where_sheet = _smooth(rng, grid.shape, [140 * p for p in per_nm])
-    stain = np.clip(
-        1 + 0.3 * _smooth(rng, grid.shape, [60 * p for p in per_nm]), 0.3, 1.35
-    )  # gaps, as real stain has
+    stain = np.clip(1 + 0.3 * _smooth(rng, grid.shape, [60 * p for p in per_nm]), 0.3, 1.35)  # gaps, as real stain has
 
     hue = 0.40 + 0.05 * rng.standard_normal(len(neurites) + 1)
     hue[rng.random(len(hue)) < 0.10] += 0.16  # dark, glia-like
@@ -572,18 +532,12 @@ def _render(rng, config, grid, neurites, first, second, depth_nm, mito_nm, mito_
                 deep, which = body[iy, ix], up.nearest(mito_id[slice_z])[iy, ix]
                 k = waves[which]
                 phase = (
-                    k[:, 0] * ((slice_z + 0.5) * grid.spacing_nm[0])
-                    + k[:, 1] * rows[iy, 0]
-                    + k[:, 2] * columns[0, ix]
+                    k[:, 0] * ((slice_z + 0.5) * grid.spacing_nm[0]) + k[:, 1] * rows[iy, 0] + k[:, 2] * columns[0, ix]
                 )
-                phase += (
-                    2.2 * up.linear(sheet[slice_z])[iy, ix] + 1.2 * up.linear(where_sheet[slice_z])[iy, ix]
-                )
+                phase += 2.2 * up.linear(sheet[slice_z])[iy, ix] + 1.2 * up.linear(where_sheet[slice_z])[iy, ix]
                 cristae = np.clip(np.sin(phase), -0.3, 1) * np.clip((deep - 14) / 14, 0, 1)
                 layer[iy, ix] += (
-                    np.clip(deep / 8, 0, 1) * matrix[which]
-                    + 0.34 * cristae
-                    + 0.50 * np.exp(-(((deep - 4) / 10) ** 2))
+                    np.clip(deep / 8, 0, 1) * matrix[which] + 0.34 * cristae + 0.50 * np.exp(-(((deep - 4) / 10) ** 2))
                 )
             density[z] += layer / grid.sub
             if slice_z == z * grid.sub + grid.sub // 2:

@@ -46,12 +46,10 @@ def grey(image: np.ndarray, limits: tuple[float, float] | None = None) -> np.nda
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.4) -> np.ndarray:
-    """(Y, X, 3) uint8: labels in colour over a grey image (Y, X), dark where two of them meet; label 0 is left clear."""
+    """(Y, X, 3) uint8: labels in colour over a grey image (Y, X), dark where two of them meet; label 0 stays clear."""
     image, labels = grey(image), np.asarray(labels)
     if image.shape != labels.shape or image.ndim != 2:
-        raise ValueError(
-            f"image of shape {image.shape} and labels of shape {labels.shape}, wanted two equal (Y, X)"
-        )
+        raise ValueError(f"image of shape {image.shape} and labels of shape {labels.shape}, wanted two equal (Y, X)")
     base = np.repeat(image[..., None], 3, axis=-1).astype(np.float32)
     out = np.where(labels[..., None] > 0, (1 - alpha) * base + alpha * label_colours(labels), base)
     edge = np.zeros(labels.shape, bool)
@@ -109,9 +107,7 @@ def panel(
     names = [] if not len(titles) else [titles] if isinstance(titles[0], str) else list(titles)
     made = [_row(row, names[k] if k < len(names) else (), height, gap) for k, row in enumerate(rows)]
     width = max(row.shape[1] for row in made)
-    sheet = np.vstack(
-        [np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in made]
-    )
+    sheet = np.vstack([np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in made])
     if out is not None:
         write_png(sheet, out)
     return sheet
@@ -162,17 +158,15 @@ def section_views(
 ) -> np.ndarray:
     """Three orthogonal sections (xy, xz, yz) in true proportions, and the labels over them (over grey, if alone).
 
-    raw: Volume or array (Z, Y, X). labels: of the same shape, or None. Only these sections of a Volume are read, and of a
-    large one only the middle 1024 voxels. voxel_size_nm: of an array (default: cubes). at: the voxel (z, y, x) they meet
-    in (default: the middle, or the nearest section that is not blank). Returns (Y, X, 3) uint8; writes it to `out`.
+    raw: Volume or array (Z, Y, X). labels: of the same shape, or None. Only these sections of a Volume are read, and of
+    a large one only the middle 1024 voxels. voxel_size_nm: of an array (default: cubes). at: the voxel (z, y, x) they
+    meet in (default: the middle, or the nearest section that is not blank). Returns (Y, X, 3) uint8; writes it to `out`.
     """
     raw = raw if isinstance(raw, Volume) else Volume.from_array(raw)
     if raw.ndim != 3:
         raise ValueError(f"{raw.name}: shape {raw.shape}, wanted (Z, Y, X)")
     if labels is not None and tuple(labels.shape) != tuple(raw.shape):
-        raise ValueError(
-            f"labels of shape {tuple(labels.shape)} over an image of shape {raw.shape}, wanted the same"
-        )
+        raise ValueError(f"labels of shape {tuple(labels.shape)} over an image of shape {raw.shape}, wanted the same")
     alone = labels is None and looks_like_labels(raw)
     labels = raw if alone else labels
     size = voxel_size_nm or raw.voxel_size_nm or (1.0, 1.0, 1.0)
@@ -200,9 +194,7 @@ def section_views(
         other = [k for k in range(3) if k != axis]
         scale = [max(size[k] * per_nm, 1e-9) for k in other]
         rows[0].append(
-            _with_bar(enlarge(image, *scale), per_nm)
-            if axis == 0 and raw.voxel_size_nm
-            else enlarge(image, *scale)
+            _with_bar(enlarge(image, *scale), per_nm) if axis == 0 and raw.voxel_size_nm else enlarge(image, *scale)
         )
         titles[0].append(f"{name}, {'zyx'[axis]} = {at[axis]}")
         if labels is not None:
