@@ -1,0 +1,3 @@
+from emae.cli import main
+
+main()
