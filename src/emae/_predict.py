@@ -55,14 +55,17 @@ def fit_voxel_size(run: Run, volume: Volume, *, resample_to_run: bool = False, a
 
 
 def predict(run: Run, volume: Volume, out: str | Path | None = None, *, block_vx: tuple[int, int, int] | None = None,
-            mirror: int = 1, resample_to_run: bool = False, any_voxel_size: bool = False, overwrite: bool = False,
+            overlap: float = 0.5, mirror: int = 1, resample_to_run: bool = False, any_voxel_size: bool = False, overwrite: bool = False,
             say: Callable[[str], None] = lambda text: None) -> Volume:
     """Predict every voxel of a (Z, Y, X) volume.
 
-    out: an OME-Zarr 0.5 to write; None keeps the result in memory. Interrupted work goes on when called again. mirror:
-    how many mirrored and transposed variants are averaged (1 = none). Returns a (C, Z, Y, X) uint8 volume, 255 = 1.0,
+    out: an OME-Zarr 0.5 to write; None keeps the result in memory. Interrupted work goes on when called again. overlap:
+    share of a crop that the next one covers again, per axis. mirror: how many mirrored and transposed variants are
+    averaged (1 = none). Returns a (C, Z, Y, X) uint8 volume, 255 = 1.0,
     whose attrs carry `offsets`, with the voxel size of what was predicted.
     """
+    if not 0 <= overlap < 1 or mirror < 1:
+        raise ValueError(f"overlap {overlap} and mirror {mirror}: want 0 <= overlap < 1 and mirror >= 1")
     model = load_segmenter(run)
     volume = fit_voxel_size(run, volume, resample_to_run=resample_to_run, any_voxel_size=any_voxel_size)
     check_image(volume)
@@ -76,12 +79,12 @@ def predict(run: Run, volume: Volume, out: str | Path | None = None, *, block_vx
     if out is None:
         result = np.empty((channels, *shape), np.uint8)
         for block in work:
-            result[(slice(None), *block.write.slices)] = predict_block(model, run, volume, levels, block.write, mirror)
+            result[(slice(None), *block.write.slices)] = predict_block(model, run, volume, levels, block.write, overlap, mirror)
         return Volume.from_array(result, volume.voxel_size_nm, name=f"prediction of {volume.name}", attrs=attrs)
 
     out = Path(out)
     done_file = out / "emae_blocks.json"
-    key = fingerprint(run, volume, block_vx, mirror)
+    key = fingerprint(run, volume, block_vx, overlap, mirror)
     unfinished = done_file.is_file() and not overwrite
     done: set[int] = set()
     if unfinished:
@@ -97,7 +100,7 @@ def predict(run: Run, volume: Volume, out: str | Path | None = None, *, block_vx
     for index, block in enumerate(work):
         if index in done:
             continue
-        predicted = predict_block(model, run, volume, levels, block.write, mirror)
+        predicted = predict_block(model, run, volume, levels, block.write, overlap, mirror)
         target[(slice(None), *block.write.slices)] = predicted
         done.add(index)
         write_whole(done_file, json.dumps({"key": key, "blocks": len(work), "done": sorted(done)}).encode())
@@ -114,10 +117,10 @@ def complete(path: str | Path) -> bool:
     return len(state["done"]) == state["blocks"]
 
 
-def fingerprint(run: Run, volume: Volume, block_vx: tuple[int, int, int], mirror: int) -> str:
+def fingerprint(run: Run, volume: Volume, block_vx: tuple[int, int, int], overlap: float, mirror: int) -> str:
     """What the blocks of a half-finished prediction must have in common."""
     parts = [run.config.model_dump_json(), hashlib.sha256(run.weights.read_bytes()).hexdigest(), volume.name,
-             str(volume.box), str(volume.shape), str(block_vx), str(mirror)]
+             str(volume.box), str(volume.shape), str(block_vx), str(overlap), str(mirror)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -127,7 +130,8 @@ def default_block(crop: tuple[int, int, int], shape: tuple[int, ...]) -> tuple[i
     return z, y, x
 
 
-def predict_block(model: Segmenter, run: Run, volume: Volume, levels: Levels, box: Box, mirror: int = 1) -> np.ndarray:
+def predict_block(model: Segmenter, run: Run, volume: Volume, levels: Levels, box: Box,
+                  overlap: float = 0.5, mirror: int = 1) -> np.ndarray:
     """(C, *box.shape) uint8: the weighted mean of all crops of the volume's grid that touch `box`."""
     crop = run.config.crop
     offsets = run.config.target.offsets
@@ -138,7 +142,7 @@ def predict_block(model: Segmenter, run: Run, volume: Volume, levels: Levels, bo
     usable = [s for s in variants if all(_match(s, o, offsets) for o in offsets)]
     # spread over the group: identity first, then as different from one another as a stride makes them
     chosen = [usable[(k * len(usable)) // mirror] for k in range(min(mirror, len(usable)))]
-    for start in itertools.product(*(crop_starts(s, c, a, b) for s, c, a, b in
+    for start in itertools.product(*(crop_starts(s, c, a, b, overlap) for s, c, a, b in
                                      zip(volume.shape, crop, box.start, box.stop, strict=True))):
         place = Box(start, tuple(a + c for a, c in zip(start, crop, strict=True)))
         raw = read_padded(volume, levels, place)
@@ -191,12 +195,12 @@ def shift_from(x_ZYX: torch.Tensor, offset: tuple[int, int, int]) -> torch.Tenso
     return out
 
 
-def crop_starts(size: int, crop: int, first: int, stop: int) -> list[int]:
-    """Starts of the crops, half a crop apart, that touch first..stop on an axis of `size`.
+def crop_starts(size: int, crop: int, first: int, stop: int, overlap: float = 0.5) -> list[int]:
+    """Starts of the overlapping crops that touch first..stop on an axis of `size`.
 
     The last crop ends with the axis; on an axis shorter than a crop the only one starts at 0 and is padded.
     """
-    stride = max(1, crop // 2)
+    stride = max(1, round(crop * (1 - overlap)))
     starts = list(range(0, max(1, size - crop), stride)) + ([size - crop] if size > crop else [])
     return [s for s in dict.fromkeys(starts) if s < stop and s + crop > first]
 

@@ -38,8 +38,8 @@ class LabelledSource(Config):
     """address, or data set and split, of the labels; None = those of the split that `raw` names, without a box"""
     labels_key: str | None = None
     """which labels of a data set"""
-    offset_vx: tuple[int, int, int] = (0, 0, 0)
-    """where the first label voxel lies in `raw`"""
+    offset_vx: tuple[int, int, int] | None = None
+    """where the first label voxel lies in `raw`; None = the two have the same shape"""
     valid: str | None = None
     """address of a mask of the labels' shape, 0 where labels are not known"""
     sections: tuple[int, ...] | None = None
@@ -101,11 +101,11 @@ def open_cubes(sources: tuple[Source, ...] | tuple[LabelledSource, ...], normali
                              "use --set crop=[z,y,x] or a larger volume")
         voxel_size_nm = raw.require_voxel_size()
         if labels is not None:
-            check_labels(labels)
+            labels = check_labels(labels)
         cube = Cube(held(raw), measure_levels(raw, normalisation), voxel_size_nm)
         if isinstance(source, LabelledSource):
             cube = Cube(cube.raw, cube.levels, voxel_size_nm, held(labels),
-                        None if valid is None else held(valid), source.offset_vx, source.sections)
+                        None if valid is None else held(valid), source.offset_vx or (0, 0, 0), source.sections)
         cubes.append(cube)
     sizes = {c.voxel_size_nm for c in cubes}
     if any(max(a, b) > 1.25 * min(a, b) for s in sizes for t in sizes for a, b in zip(s, t, strict=True)):

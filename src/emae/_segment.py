@@ -11,7 +11,7 @@ from emae._runs import Run
 from emae._volume import Volume, create_volume, resample
 
 
-def segment(run: Run, volume: Volume, out: str | Path, *, mirror: int = 1, resample_to_run: bool = False,
+def segment(run: Run, volume: Volume, out: str | Path, *, overlap: float = 0.5, mirror: int = 1, resample_to_run: bool = False,
             any_voxel_size: bool = False, overwrite: bool = False,
             say: Callable[[str], None] = lambda text: None) -> Volume:
     """Instances of a (Z, Y, X) volume, written to `out` (OME-Zarr 0.5, uint64) on the volume's own grid.
@@ -25,8 +25,8 @@ def segment(run: Run, volume: Volume, out: str | Path, *, mirror: int = 1, resam
                          "emae decode --threshold, after emae predict")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists: choose another name, or replace it with --overwrite")
-    affinities = predict(run, volume, prediction_path(out), mirror=mirror, resample_to_run=resample_to_run,
-                         any_voxel_size=any_voxel_size, overwrite=overwrite, say=say)
+    affinities = predict(run, volume, prediction_path(out), overlap=overlap, mirror=mirror,
+                         resample_to_run=resample_to_run, any_voxel_size=any_voxel_size, overwrite=overwrite, say=say)
     labels = decode(affinities, run.decoder)
     say(f"decoded {int(labels.max())} objects at threshold {run.decoder.threshold}")
     if resample_to_run:

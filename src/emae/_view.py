@@ -156,11 +156,11 @@ def section_views(
     at: Sequence[int] | None = None,
     longest_px: int = 560,
 ) -> np.ndarray:
-    """Three orthogonal sections (xy, xz, yz) in true proportions, and the labels over them (over grey, if alone).
+    """Three orthogonal sections (xy, xz, yz) in true proportions, and the labels over them (labels alone: over grey).
 
-    raw: Volume or array (Z, Y, X). labels: of the same shape, or None. Only these sections of a Volume are read, and of
-    a large one only the middle 1024 voxels. voxel_size_nm: of an array (default: cubes). at: the voxel (z, y, x) they
-    meet in (default: the middle, or the nearest section that is not blank). Returns (Y, X, 3) uint8; writes it to `out`.
+    raw: Volume or array (Z, Y, X). labels: of the same shape, or None. Of a Volume only these sections are read, of a
+    large one only the middle 1024 voxels. voxel_size_nm: of an array (default: cubes). at: the voxel (z, y, x) where
+    they meet (default: the middle, or the nearest section that is not blank). Returns (Y, X, 3) uint8, writes `out`.
     """
     raw = raw if isinstance(raw, Volume) else Volume.from_array(raw)
     if raw.ndim != 3:
@@ -201,7 +201,9 @@ def section_views(
             ids = np.asarray(labels[tuple(cut)]).squeeze(axis)
             rows[1].append(overlay(enlarge(image, *scale), enlarge(ids, *scale)))
             titles[1].append(f"labels {name}")
-    if lengths_nm[0] < 0.4 * lengths_nm[1]:  # a flat stack: its narrow views lie below each other
+    if alone:
+        rows, titles = rows[1:], titles[1:]
+    if lengths_nm[0] < 0.7 * lengths_nm[1]:  # a flat stack: its narrow views lie below each other
         rows, titles = list(zip(*rows)), list(zip(*titles))
     return panel(rows, titles, out)
 
