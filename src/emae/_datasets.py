@@ -201,8 +201,8 @@ DATASETS: dict[str, Dataset] = {
             },
             splits=_x_splits((20, 768, 1024), train=(0, 512), validation=(512, 576), test=(640, 1024)),
             pretrain_on=("epfl/train",),
-            notes="FIB-SEM, hippocampus CA1. Sections 5 nm apart are near copies, so x is split and not z, 576-639 left "
-            "out. A re-annotation: scores do not compare with published Lucchi numbers",
+            notes="FIB-SEM, hippocampus CA1. Sections 5 nm apart are near copies, so x is split and not z, 576-639 "
+            "left out. A re-annotation: scores do not compare with published Lucchi numbers",
         ),
         Dataset(
             name="cdeep3m",
