@@ -28,9 +28,7 @@ def main():
     folder = Path(os.environ.get("EMAE_DATA", Path(__file__).parents[2] / "shared/data"))
     with h5py.File(folder / file) as opened:
         raw, labels = opened["raw"], opened["labels"]
-        raw, labels = (
-            {k: a[s] for k, s in (("validation", validation), ("test", test))} for a in (raw, labels)
-        )
+        raw, labels = ({k: a[s] for k, s in (("validation", validation), ("test", test))} for a in (raw, labels))
 
     def scored(**arrays):
         return score(voxel_size_nm=size, **arrays)
@@ -43,7 +41,8 @@ def main():
     for row in sorted(table, key=lambda row: row["criterion"]):
         c, a = row["config"], row["config"]["agglomeration"]
         print(
-            f"sigma {c['sigma_nm']:5.1f} nm ridge {c['ridge']:.1f} foreground {a['foreground']:.1f} {a['contact']:11} threshold {row['threshold']:.2f}: "
+            f"sigma {c['sigma_nm']:5.1f} nm ridge {c['ridge']:.1f} foreground {a['foreground']:.1f} "
+            f"{a['contact']:11} threshold {row['threshold']:.2f}: "
             f"adapted Rand error {row['adapted_rand_error']:.4f} VOI {row['voi_split'] + row['voi_merge']:.3f}"
         )
     labels_found = segment_raw(raw["test"], config, size)
@@ -51,9 +50,7 @@ def main():
     print(config)
     print(f"test: {scored(true=labels['test'], predicted=labels_found)}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"choice {chosen - start:.0f} s, test segmentation {done - chosen:.1f} s, peak memory {peak:.2f} GiB"
-    )
+    print(f"choice {chosen - start:.0f} s, test segmentation {done - chosen:.1f} s, peak memory {peak:.2f} GiB")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""From affinities to instances: fragments by watershed, agglomeration by waterz; and the classical path from raw.
+"""From affinities to instances: watershed fragments, agglomeration by waterz; and the classical path from raw.
 
-Affinity 1 = same object. Channel k at voxel v belongs to the edge from v to v + offsets[k]; the nearest offsets
-(-1,0,0), (0,-1,0), (0,0,-1) are the ones used here, found by their offsets whatever their order.
-An edge between two regions costs 1 - the mean affinity over their contact (or a quantile), and regions are merged
-while the cost is below the threshold: 0 merges nothing, 1 merges everything connected by any affinity.
+Affinity 1 = same object. Channel k at voxel v belongs to the edge from v to v + offsets[k]; the nearest ones,
+(-1,0,0), (0,-1,0), (0,0,-1), are used here, whatever their order.
+An edge between two regions costs 1 - the mean affinity over their contact (or a quantile), and regions are
+merged while the cost is below the threshold: 0 merges nothing, 1 merges all that any affinity connects.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ class Agglomeration(Config):
     threshold: float | None = pydantic.Field(None, gt=0, le=1)
     """Merge while 1 - mean affinity of a contact is below this; None until chosen on held-out labels."""
     fragments: Literal["auto", "sections", "volume", "affinity"] = "auto"
-    """Seeded watershed in each section, or in the volume (auto: by voxel size), or waterz's own from the affinities."""
+    """Seeded watershed by section or in the volume (auto: by voxel size), or waterz's own from the affinities."""
     contact: Literal["mean", "quantile_25", "quantile_50", "quantile_75"] = "mean"
     """Which statistic of the affinities over a contact is compared with the threshold."""
     foreground: float = pydantic.Field(0.8, ge=0, le=1)
-    """Voxels of a higher mean affinity are inside objects: seeds are the maxima of the distance to the others."""
+    """Voxels of a higher mean affinity are inside objects; seeds are maxima of the distance to the others."""
     seed_sigma_vx: float = pydantic.Field(1.0, ge=0)
     seed_spacing_vx: int = pydantic.Field(5, ge=1)
     """Window in which a seed is the highest point of the distance, voxels of the finest axis."""
@@ -44,6 +44,10 @@ class Agglomeration(Config):
     min_size_vx: int = pydantic.Field(0, ge=0)
     small: Literal["merge", "remove"] = "merge"
     """Objects below min_size_vx join the nearest object left, or become background."""
+
+
+# Neither way to make fragments wins on every slab (docs/decisions/decoding.md): let held-out labels choose
+CANDIDATES = (Agglomeration(), Agglomeration(fragments="affinity", min_size_vx=100))
 
 
 class ClassicalConfig(Config):
@@ -63,10 +67,10 @@ class ClassicalConfig(Config):
 def decode(prediction, config: Agglomeration, offsets=None, voxel_size_nm=None) -> np.ndarray:
     """Instances (Z, Y, X) uint64 from affinities, ids dense from 1, 0 = background.
 
-    prediction: (C, Z, Y, X) affinities, floats in [0, 1] or uint8 of 0..255, an array or a Volume. offsets: C x
-    (dz, dy, dx) voxels, else prediction.attrs["offsets"], else NEAREST for 3 channels. voxel_size_nm: else the
-    Volume's; needed by fragments="auto". The truth comes back from its own exact affinities, where its objects are
-    6-connected and larger than a voxel.
+    prediction: (C, Z, Y, X) affinities, floats in [0, 1] or uint8 of 0..255, an array or a Volume.
+    offsets: C x (dz, dy, dx) voxels, else prediction.attrs["offsets"], else NEAREST for 3 channels.
+    voxel_size_nm: else the Volume's; needed by fragments="auto". A truth comes back from its own exact
+    affinities, where its objects are 6-connected and larger than a voxel.
     Raises ValueError for a missing threshold, nearest offset or voxel size, and for values outside the range.
     """
     if config.threshold is None:
@@ -77,7 +81,7 @@ def decode(prediction, config: Agglomeration, offsets=None, voxel_size_nm=None) 
 def decode_sweep(
     affinities, config: Agglomeration, thresholds: Iterable[float], offsets=None, voxel_size_nm=None
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """(threshold, instances) in increasing order of the thresholds; fragments and contacts are computed once."""
+    """(threshold, instances) by increasing threshold; fragments and contacts are computed once."""
     affinities, voxel_size_nm = nearest_affinities(affinities, offsets, voxel_size_nm)
     pieces = fragments(affinities, config, voxel_size_nm)
     for threshold, labels in _agglomerate(affinities, pieces, config.contact, thresholds):
@@ -95,7 +99,7 @@ def choose_threshold(
     offsets=None,
     voxel_size_nm=None,
 ) -> tuple[Agglomeration, list[dict]]:
-    """The config with the threshold of the lowest sqrt(adapted Rand error x VOI), and every threshold's scores.
+    """The config with the threshold of the lowest sqrt(adapted Rand error x VOI), and the scores of all.
 
     score: called as score(true=, predicted=, valid=), e.g. emae.score; returns .adapted_rand_error .voi_split
     .voi_merge. Of a plateau (within 1 % of the best, around it) the middle is taken.
@@ -103,13 +107,31 @@ def choose_threshold(
     table = []
     for threshold, labels in decode_sweep(affinities, config, thresholds, offsets, voxel_size_nm):
         s = score(true=true, predicted=labels, valid=valid)
-        row = {
-            k: getattr(s, k) for k in ("adapted_rand_error", "precision", "recall", "voi_split", "voi_merge")
-        }
+        row = {k: getattr(s, k) for k in ("adapted_rand_error", "precision", "recall", "voi_split", "voi_merge")}
         criterion = float(np.sqrt(s.adapted_rand_error * (s.voi_split + s.voi_merge)))
         table.append({"threshold": threshold, "criterion": criterion, "objects": int(labels.max()), **row})
     chosen = middle_of_plateau([row["criterion"] for row in table])
     return config.model_copy(update={"threshold": table[chosen]["threshold"]}), table
+
+
+def choose_decoder(
+    true, affinities, configs: Iterable[Agglomeration], score: Callable,
+    thresholds: Iterable[float] = THRESHOLDS, *, valid=None, offsets=None, voxel_size_nm=None,
+) -> tuple[Agglomeration, list[dict]]:  # fmt: skip
+    """choose_threshold for each of `configs`: the best with its threshold, and all rows with their "config"."""
+    affinities, voxel_size_nm = nearest_affinities(affinities, offsets, voxel_size_nm)
+    thresholds, table, best = list(thresholds), [], None
+    for config in configs:
+        config, rows = choose_threshold(
+            true, affinities, config, score, thresholds, valid=valid, voxel_size_nm=voxel_size_nm
+        )
+        table += [{"config": config.model_copy(update={"threshold": None}).model_dump(), **row} for row in rows]
+        criterion = next(row["criterion"] for row in rows if row["threshold"] == config.threshold)
+        if best is None or criterion < best[0]:
+            best = criterion, config
+    if best is None:
+        raise ValueError("no configs to choose from")
+    return best[1], table
 
 
 def middle_of_plateau(values) -> int:
@@ -123,7 +145,7 @@ def middle_of_plateau(values) -> int:
 
 
 def segment_raw(raw, config: ClassicalConfig, voxel_size_nm=None) -> np.ndarray:
-    """The classical baseline: instances (Z, Y, X) uint64 from raw alone (bright cytoplasm, dark membranes)."""
+    """The classical baseline: instances (Z, Y, X) uint64 from raw (bright cytoplasm, dark membranes)."""
     affinities, voxel_size_nm = raw_affinities(raw, config, voxel_size_nm)
     return decode(affinities, config.agglomeration, NEAREST, voxel_size_nm)
 
@@ -131,14 +153,12 @@ def segment_raw(raw, config: ClassicalConfig, voxel_size_nm=None) -> np.ndarray:
 def raw_affinities(raw, config: ClassicalConfig, voxel_size_nm=None):
     """Pseudo-affinities (3, Z, Y, X) of smoothed raw, and the voxel size.
 
-    Boundary in [0, 1] = darkness and dark ridge (largest eigenvalue of the Hessian), both between their 1st and 99th
-    percentile (of the section, where filters are by section); the affinity of an edge is 1 - its darker end.
+    Boundary in [0, 1] = darkness and dark ridge (largest eigenvalue of the Hessian), both between their 1st and
+    99th percentile (of the section, where filters are by section); an edge has the affinity 1 - its darker end.
     """
     voxel_size_nm = getattr(raw, "voxel_size_nm", None) if voxel_size_nm is None else voxel_size_nm
     if voxel_size_nm is None:
-        raise ValueError(
-            f"{getattr(raw, 'name', 'raw')}: give voxel_size_nm=(z, y, x); the filters are in nanometres"
-        )
+        raise ValueError(f"{getattr(raw, 'name', 'raw')}: give voxel_size_nm=(z, y, x); the filters are in nanometres")
     raw = np.asarray(raw)
     sigma = [config.sigma_nm / size for size in voxel_size_nm]
     if _flat(voxel_size_nm):
@@ -153,11 +173,11 @@ def raw_affinities(raw, config: ClassicalConfig, voxel_size_nm=None):
 
 
 def choose_classical(
-    true, raw, configs: Iterable[ClassicalConfig], score: Callable, thresholds: Iterable[float] = THRESHOLDS[1::2], *,
-    valid=None, voxel_size_nm=None,
+    true, raw, configs: Iterable[ClassicalConfig], score: Callable,
+    thresholds: Iterable[float] = THRESHOLDS[1::2], *, valid=None, voxel_size_nm=None,
 ) -> tuple[ClassicalConfig, list[dict]]:  # fmt: skip
     """The best of `configs` on held-out labels with its best threshold, and one row of scores per config."""
-    table, chosen = [], []
+    thresholds, table, chosen = list(thresholds), [], []
     for config in configs:
         affinities, size = raw_affinities(raw, config, voxel_size_nm)
         agglomeration, rows = choose_threshold(
@@ -170,7 +190,7 @@ def choose_classical(
 
 
 def classical_grid(voxel_size_nm) -> list[ClassicalConfig]:
-    """The 24 configurations that choose_classical is to choose from on real data; the scales were tried wider first."""
+    """The 24 configurations for choose_classical on real data; a wider range of scales was tried first."""
     scales = (3, 5, 7) if _flat(voxel_size_nm) else (1, 1.5, 2)
     return [
         ClassicalConfig(
@@ -200,9 +220,7 @@ def _boundary(raw, sigma, ridge):
     for i in range(n):
         for j in range(i, n):
             order = np.eye(n, dtype=int)[i] + np.eye(n, dtype=int)[j]
-            hessian[..., i, j] = hessian[..., j, i] = (
-                gaussian_filter(raw, sigma, order=order) * sigma[i] * sigma[j]
-            )
+            hessian[..., i, j] = hessian[..., j, i] = gaussian_filter(raw, sigma, order=order) * sigma[i] * sigma[j]
     ridges = np.empty_like(raw)
     for index in range(len(raw)):
         ridges[index] = np.linalg.eigvalsh(hessian[index])[..., -1]
@@ -216,7 +234,7 @@ def _stretch(image):
 
 
 def nearest_affinities(prediction, offsets=None, voxel_size_nm=None):
-    """The three nearest channels in waterz's order, float32 in [0, 1] and contiguous, and the voxel size or None."""
+    """The three nearest channels in waterz's order, contiguous float32 in [0, 1], and the voxel size or None."""
     attrs = getattr(prediction, "attrs", {})
     offsets = attrs.get("offsets") if offsets is None else offsets
     voxel_size_nm = getattr(prediction, "voxel_size_nm", None) if voxel_size_nm is None else voxel_size_nm
@@ -225,18 +243,14 @@ def nearest_affinities(prediction, offsets=None, voxel_size_nm=None):
         raise ValueError(f"{name}: want affinities (C, Z, Y, X), got shape {tuple(prediction.shape)}")
     if offsets is None:
         if prediction.shape[0] != 3:
-            raise ValueError(
-                f"{name}: {prediction.shape[0]} channels and no offsets: give offsets=((-1,0,0), ...)"
-            )
+            raise ValueError(f"{name}: {prediction.shape[0]} channels and no offsets: give offsets=((-1,0,0), ...)")
         offsets = NEAREST
     offsets = [tuple(int(o) for o in offset) for offset in offsets]
     if len(offsets) != prediction.shape[0]:
         raise ValueError(f"{name}: {prediction.shape[0]} channels but {len(offsets)} offsets {offsets}")
     missing = [offset for offset in NEAREST if offset not in offsets]
     if missing:
-        raise ValueError(
-            f"{name}: no channel has the offset {missing[0]}, only {offsets}; agglomeration needs it"
-        )
+        raise ValueError(f"{name}: no channel has the offset {missing[0]}, only {offsets}; agglomeration needs it")
     affinities = np.empty((3, *prediction.shape[1:]), np.float32)
     for channel, offset in zip(affinities, NEAREST, strict=True):
         channel[:] = np.asarray(prediction[offsets.index(offset)])
@@ -245,9 +259,7 @@ def nearest_affinities(prediction, offsets=None, voxel_size_nm=None):
     elif not np.issubdtype(prediction.dtype, np.floating):
         raise ValueError(f"{name}: affinities must be floats in [0, 1] or uint8, got {prediction.dtype}")
     if not (affinities.min() >= 0 and affinities.max() <= 1):  # also refuses NaN
-        raise ValueError(
-            f"{name}: affinities must lie in [0, 1], got {affinities.min():g} to {affinities.max():g}"
-        )
+        raise ValueError(f"{name}: affinities must lie in [0, 1], got {affinities.min():g} to {affinities.max():g}")
     return affinities, voxel_size_nm
 
 
@@ -257,8 +269,8 @@ def fragments(affinities, config: Agglomeration, voxel_size_nm=None) -> np.ndarr
     if kind == "auto":
         if voxel_size_nm is None:
             raise ValueError(
-                "fragments='auto' needs the voxel size: give voxel_size_nm=(z, y, x), or choose fragments='sections' "
-                "(thick sections) or 'volume' (isotropic)"
+                "fragments='auto' needs the voxel size: give voxel_size_nm=(z, y, x), or choose "
+                "fragments='sections' (thick sections) or 'volume' (isotropic)"
             )
         kind = "sections" if _flat(voxel_size_nm) else "volume"
     if kind == "affinity":
@@ -277,7 +289,7 @@ def fragments(affinities, config: Agglomeration, voxel_size_nm=None) -> np.ndarr
 
 
 def _seeded_watershed(affinities, config, voxel_size):
-    """Watershed of 1 - mean affinity from the maxima of the distance to its boundaries; any number of axes."""
+    """Watershed of 1 - mean affinity from the maxima of the distance to boundaries; any number of axes."""
     from edt import edt
     from scipy import ndimage
     from skimage.segmentation import watershed
@@ -307,7 +319,7 @@ def _inside(affinities):
 
 
 def _ends(axis, ndim):
-    """Slices of the upper and the lower voxel of all edges along an axis; affinities are stored at the upper."""
+    """Slices of the upper and lower voxels of the edges along an axis; affinities are stored at the upper."""
     upper, lower = ([slice(None)] * ndim for _ in range(2))
     upper[axis], lower[axis] = slice(1, None), slice(None, -1)
     return tuple(upper), tuple(lower)
@@ -339,7 +351,7 @@ def _edge_watershed(affinities, low, high):
 
 
 def _agglomerate(affinities, pieces, contact, thresholds):
-    """(threshold, new array of labels) by increasing threshold. waterz writes into the fragments it is given."""
+    """(threshold, new labels) by increasing threshold. waterz writes into the fragments it is given."""
     import waterz
 
     statistic = "MeanAffinity<RegionGraphType, ScoreValue>"
@@ -376,19 +388,25 @@ def _tidy(labels, config, voxel_size_nm):
 
 
 def _fill(labels, where, voxel_size_nm):
-    """Labels at `where` set to the nearest object."""
-    from scipy.ndimage import distance_transform_edt
+    """Labels at `where` (among the zeros) set to the nearest object."""
+    from scipy.spatial import cKDTree
 
-    at = distance_transform_edt(
-        labels == 0, sampling=voxel_size_nm, return_distances=False, return_indices=True
-    )
-    labels[where] = labels[tuple(axis[where] for axis in at)]
+    empty = labels == 0
+    surface = np.zeros_like(empty)  # the object voxel nearest to an empty one touches an empty one with a face
+    for axis in range(3):
+        upper, lower = _ends(axis, 3)
+        surface[upper] |= empty[lower]
+        surface[lower] |= empty[upper]
+    at = np.argwhere(surface & ~empty)
+    scale = np.ones(3) if voxel_size_nm is None else np.asarray(voxel_size_nm, float)
+    _, index = cKDTree(at * scale, balanced_tree=False).query(np.argwhere(where) * scale)
+    labels[where] = labels[tuple(at[index].T)]
     return labels
 
 
 @contextlib.contextmanager
 def _quiet():
-    """Nothing on standard output: waterz reports its steps there, from C++ too, and `--json` must stay JSON."""
+    """Nothing on standard output: waterz reports there, from C++ too, and `--json` must stay JSON."""
     sys.stdout.flush()
     kept = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -13,9 +13,7 @@ import numpy as np
 from emae._config import Config
 
 Unpredicted = Literal["nearest", "singletons", "one_segment", "drop"]
-SLAB_VOXELS = (
-    2**23
-)  # voxels counted at a time: about 250 MB of scratch at the worst (every voxel its own run)
+SLAB_VOXELS = 2**23  # voxels counted at a time: about 250 MB of scratch at the worst (every voxel its own run)
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,7 @@ class Contingency:
     count: np.ndarray
 
     def __add__(self, other: "Contingency") -> "Contingency":
-        return _table(
-            *(np.concatenate([getattr(self, k), getattr(other, k)]) for k in ("true", "predicted", "count"))
-        )
+        return _table(*(np.concatenate([getattr(self, k), getattr(other, k)]) for k in ("true", "predicted", "count")))
 
     @property
     def voxels(self) -> int:
@@ -115,9 +111,7 @@ def score(
     where "nearest" needs a segment.
     """
     if unpredicted not in get_args(Unpredicted):
-        raise ValueError(
-            f"unpredicted={unpredicted!r} is not known; choose one of {', '.join(get_args(Unpredicted))}"
-        )
+        raise ValueError(f"unpredicted={unpredicted!r} is not known; choose one of {', '.join(get_args(Unpredicted))}")
     if voxel_size_nm is None:
         voxel_size_nm = getattr(true, "voxel_size_nm", None) or getattr(predicted, "voxel_size_nm", None)
     true, predicted, valid = _check(true, predicted, valid)
@@ -148,9 +142,7 @@ def scores_of(table: Contingency, unpredicted: Unpredicted = "one_segment", prot
         keep = table.predicted != 0
         table = Contingency(table.true[keep], table.predicted[keep], table.count[keep])
     if not len(table.count):
-        raise ValueError(
-            "nothing to score: no voxel has a true label (and is valid and predicted, where asked for)"
-        )
+        raise ValueError("nothing to score: no voxel has a true label (and is valid and predicted, where asked for)")
     single = (table.predicted == 0) & (unpredicted == "singletons")
     singles = int(table.count[single].sum())
     n = table.voxels
@@ -171,8 +163,7 @@ def scores_of(table: Contingency, unpredicted: Unpredicted = "one_segment", prot
         true_objects=len(a),
         predicted_objects=len(b) + singles,
         voxels=n,
-        protocol=protocol
-        or f"ids as given; true 0 ignored; predicted 0: {unpredicted}; pairs without self-pairs",
+        protocol=protocol or f"ids as given; true 0 ignored; predicted 0: {unpredicted}; pairs without self-pairs",
     )
 
 
@@ -208,9 +199,7 @@ def _name(labels, role):
 
 def _check_not_negative(labels, name):
     if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
-        raise ValueError(
-            f"{name} has negative labels (lowest {labels.min()}); use 0 for background and ids from 1"
-        )
+        raise ValueError(f"{name} has negative labels (lowest {labels.min()}); use 0 for background and ids from 1")
 
 
 def _whole(labels, name):
@@ -295,9 +284,7 @@ def _nearest(true, predicted, valid, voxel_size_nm):
     unit = "distance in voxels, no voxel size given"
     if voxel_size_nm is not None:
         if len(voxel_size_nm) != predicted.ndim:
-            raise ValueError(
-                f"voxel_size_nm has {len(voxel_size_nm)} values for labels of {predicted.ndim} axes"
-            )
+            raise ValueError(f"voxel_size_nm has {len(voxel_size_nm)} values for labels of {predicted.ndim} axes")
         unit = f"distance in nm, voxels {','.join(f'{s:g}' for s in voxel_size_nm)} nm"
     wanted = (predicted == 0) & (np.asarray(true) != 0)
     if valid is not None:
