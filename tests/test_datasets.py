@@ -15,7 +15,7 @@ from emae._datasets import (
     is_here,
     list_datasets,
     open_labels,
-    open_runs,
+    open_stretches,
     open_volume,
 )
 from emae._geometry import Box
@@ -100,9 +100,9 @@ def test_a_split_is_that_box_of_raw_and_labels():
 
 def test_isbi_is_cut_at_its_jump():
     needs("isbi2012")
-    assert [v.shape[0] for v in open_runs("isbi2012")] == [16, 4]
-    assert [(v.box.start[0], v.box.stop[0]) for v in open_runs("isbi2012/extra")] == [(16, 20)]
-    assert len(open_runs("isbi2012/test")) == 1
+    assert [v.shape[0] for v in open_stretches("isbi2012")] == [16, 4]
+    assert [(v.box.start[0], v.box.stop[0]) for v in open_stretches("isbi2012/extra")] == [(16, 20)]
+    assert len(open_stretches("isbi2012/test")) == 1
 
 
 @pytest.mark.parametrize("name, mitochondria", [("epfl", 26), ("cdeep3m", 120)])

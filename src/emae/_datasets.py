@@ -292,7 +292,7 @@ def open_labels(
     return _open(record, split, key, voxel_size_nm, box)
 
 
-def open_runs(name_or_address, *, voxel_size_nm: Sequence[float] | None = None) -> list[Volume]:
+def open_stretches(name_or_address, *, voxel_size_nm: Sequence[float] | None = None) -> list[Volume]:
     """`open_volume`, cut where the stack jumps: what 3D crops may be taken from."""
     volume = open_volume(name_or_address, voxel_size_nm=voxel_size_nm)
     record, _ = _find(name_or_address)

@@ -8,7 +8,7 @@ import torch
 
 from emae._augment import Augmentation, Crop, augment
 from emae._config import Config
-from emae._datasets import open_labels, open_volume
+from emae._datasets import open_labels, open_stretches, open_volume
 from emae._geometry import Box
 from emae._normalise import Levels, Normalisation, measure_levels
 from emae._volume import Volume, check_image, check_labels, check_pair
@@ -93,8 +93,16 @@ def open_cubes(sources: tuple[Source, ...] | tuple[LabelledSource, ...], normali
     allow_smaller: volumes smaller than the crop will do, for prediction pads them.
     """
     cubes = []
+    opened = []
     for source in sources:
-        raw, labels, valid = (source.open(), None, None) if isinstance(source, Source) else source.open()
+        if isinstance(source, LabelledSource):
+            opened.append((source, *source.open()))
+        elif source.box is None:  # unlabelled crops must not straddle a jump of the stack
+            opened += [(source, part, None, None)
+                       for part in open_stretches(source.path, voxel_size_nm=source.voxel_size_nm)]
+        else:
+            opened.append((source, source.open(), None, None))
+    for source, raw, labels, valid in opened:
         check_image(raw)
         if not allow_smaller and any(c > s for c, s in zip(crop, raw.shape, strict=True)):
             raise ValueError(f"{raw.name}: a crop of {tuple(crop)} is larger than the volume {raw.shape}; "

@@ -15,7 +15,7 @@ from emae.models._vit import VitConfig
 ISOTROPIC_ENCODER = VitConfig(patch=(8, 8, 8))
 SECTIONS_ENCODER = VitConfig(patch=(2, 16, 16))
 ISOTROPIC = SegmenterConfig(encoder=ISOTROPIC_ENCODER, stem=(2, 2, 2), channels=(32, 64, 128))
-SECTIONS = SegmenterConfig(encoder=SECTIONS_ENCODER, stem=(1, 2, 2), channels=(32, 48, 96, 128))
+SECTIONS = SegmenterConfig(encoder=SECTIONS_ENCODER, stem=(1, 4, 4), channels=(48, 96, 128))
 ISOTROPIC_TARGET = Affinities(offsets=(*NEAREST, (-3, 0, 0), (0, -3, 0), (0, 0, -3), (-9, 0, 0), (0, -9, 0), (0, 0, -9)))
 SECTIONS_TARGET = Affinities(offsets=(*NEAREST, (-2, 0, 0), (0, -5, 0), (0, 0, -5), (-3, 0, 0), (0, -15, 0), (0, 0, -15)))
 
@@ -33,7 +33,7 @@ def finetune_isotropic() -> Finetune:
     return Finetune(training=(LabelledSource(raw=Source(path="phantom/train")),),
                     validation=(LabelledSource(raw=Source(path="phantom/validation")),), crop=(32, 64, 64),
                     model=ISOTROPIC, target=ISOTROPIC_TARGET,
-                    schedule=Schedule(steps=4000, batch=2, rate=1e-3, warmup=100, validate_every=500,
+                    schedule=Schedule(steps=2500, batch=2, rate=1e-3, warmup=100, validate_every=500,
                                       checkpoint_every=250))
 
 
@@ -51,5 +51,5 @@ def finetune_sections() -> Finetune:
                     validation=(LabelledSource(raw=Source(path="phantom/validation")),), crop=(8, 160, 160),
                     model=SECTIONS, target=SECTIONS_TARGET,
                     augmentation=Augmentation(blur=0.2, missing_section=0.1),
-                    schedule=Schedule(steps=4000, batch=2, rate=1e-3, warmup=100, validate_every=500,
+                    schedule=Schedule(steps=2500, batch=2, rate=1e-3, warmup=100, validate_every=500,
                                       checkpoint_every=250))
