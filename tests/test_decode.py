@@ -1,4 +1,4 @@
-"""Decoding: the exact affinities of a truth give the truth back; noise, thresholds, small objects, bad input."""
+"""Decoding: exact affinities of a truth give the truth back; noise, thresholds, small objects, bad input."""
 
 import json
 import subprocess
@@ -15,6 +15,7 @@ from emae._decode import (
     Agglomeration,
     ClassicalConfig,
     choose_classical,
+    choose_decoder,
     choose_threshold,
     decode,
     fragments,
@@ -28,12 +29,10 @@ HALF = Agglomeration(threshold=0.5)
 
 
 def cells(shape, number, seed, voxel_size, wall_nm=0.0):
-    """Random Voronoi cells, 6-connected and larger than a voxel, with a background wall between them or none."""
+    """Random Voronoi cells, 6-connected and larger than a voxel; background walls between them or none."""
     rng = np.random.default_rng(seed)
     points = rng.random((number, 3)) * shape * np.asarray(voxel_size)
-    at = np.stack(
-        np.meshgrid(*[np.arange(s) * v for s, v in zip(shape, voxel_size, strict=True)], indexing="ij"), -1
-    )
+    at = np.stack(np.meshgrid(*[np.arange(s) * v for s, v in zip(shape, voxel_size, strict=True)], indexing="ij"), -1)
     distance, nearest = cKDTree(points).query(at.reshape(-1, 3), k=2)
     labels = (nearest[:, 0] + 1).reshape(shape).astype(np.uint32)
     if wall_nm:
@@ -78,9 +77,7 @@ def test_exact_affinities_give_the_truth_back(kind, wall, shape, voxel_size):
 @pytest.mark.parametrize("threshold", [0.01, 0.99])
 def test_any_threshold_does_for_exact_affinities(threshold):
     truth = cells((20, 30, 30), 20, 5, (1, 1, 1))
-    assert same_partition(
-        decode(exact(truth), Agglomeration(threshold=threshold), voxel_size_nm=(1, 1, 1)), truth
-    )
+    assert same_partition(decode(exact(truth), Agglomeration(threshold=threshold), voxel_size_nm=(1, 1, 1)), truth)
 
 
 @pytest.mark.parametrize(("shape", "voxel_size"), [((16, 60, 60), (10, 10, 10)), ((8, 90, 100), (50, 5, 5))])
@@ -157,10 +154,7 @@ def test_mean_affinity_of_a_contact_decides_by_hand():
     affinities[2, 0, :, 3] = [0.9, 0.3]
     affinities[1, 0, 1, 3:] = affinities[1, 0, 1, :3] = 1
     pieces = np.repeat(np.array([[[1, 2]]], np.uint64), 3, axis=2).repeat(2, axis=1)
-    got = {
-        t: len(np.unique(labels))
-        for t, labels in _decode._agglomerate(affinities, pieces, "mean", [0.38, 0.42])
-    }
+    got = {t: len(np.unique(labels)) for t, labels in _decode._agglomerate(affinities, pieces, "mean", [0.38, 0.42])}
     assert got == {0.38: 2, 0.42: 1}
 
 
@@ -171,9 +165,7 @@ def test_small_objects_are_merged_or_removed():
     affinities = exact(truth)
     kept = decode(affinities, HALF, voxel_size_nm=(1, 1, 1))
     merged = decode(affinities, HALF.model_copy(update={"min_size_vx": 9}), voxel_size_nm=(1, 1, 1))
-    removed = decode(
-        affinities, HALF.model_copy(update={"min_size_vx": 9, "small": "remove"}), voxel_size_nm=(1, 1, 1)
-    )
+    removed = decode(affinities, HALF.model_copy(update={"min_size_vx": 9, "small": "remove"}), voxel_size_nm=(1, 1, 1))
     assert same_partition(kept, truth)
     assert same_partition(merged, np.where(truth == 3, 1, truth))
     assert same_partition(removed, np.where(truth == 3, 0, truth)) and (removed[truth == 3] == 0).all()
@@ -191,9 +183,7 @@ def test_the_middle_of_a_plateau_is_chosen():
 def test_threshold_is_chosen_on_labels_with_its_table():
     truth = cells((12, 40, 40), 12, 4, (1, 1, 1), 2.0)
     rng = np.random.default_rng(2)
-    noisy = np.clip(exact(truth) * 0.4 + 0.35 + rng.normal(0, 0.15, (3, *truth.shape)), 0, 1).astype(
-        np.float32
-    )
+    noisy = np.clip(exact(truth) * 0.4 + 0.35 + rng.normal(0, 0.15, (3, *truth.shape)), 0, 1).astype(np.float32)
     config, table = choose_threshold(
         truth, noisy, Agglomeration(fragments="volume"), score, [0.02, 0.2, 0.3, 0.4, 0.5, 0.9]
     )
@@ -204,10 +194,27 @@ def test_threshold_is_chosen_on_labels_with_its_table():
     assert s.adapted_rand_error == errors[config.threshold]
 
 
+def test_decoder_is_chosen_among_candidates():
+    truth = cells((8, 40, 40), 8, 4, (40, 5, 5))
+    noisy = exact(truth) * 0.5 + 0.3
+    bad = Agglomeration(fragments="volume", min_size_vx=9000, small="remove")
+    candidates = [bad, Agglomeration(), Agglomeration(fragments="affinity")]
+    config, table = choose_decoder(
+        truth, noisy.astype(np.float32), candidates, score, [0.1, 0.5], voxel_size_nm=(40, 5, 5)
+    )
+    # a flood of voxels is ragged where walls have no thickness; edges are not, and so the last candidate is exact
+    assert config == candidates[2].model_copy(update={"threshold": 0.1}) and len(table) == 6
+    assert same_partition(decode(noisy.astype(np.float32), config, voxel_size_nm=(40, 5, 5)), truth)
+    assert [row["criterion"] == 0 for row in table] == [False] * 4 + [True] * 2
+    with pytest.raises(ValueError, match="no configs"):
+        choose_decoder(truth, noisy, [], score, voxel_size_nm=(40, 5, 5))
+
+
 def test_nothing_is_printed():
     code = (
         "import numpy as np; from emae._decode import *; print('before');"
-        "decode(np.ones((3, 4, 8, 8), np.float32), Agglomeration(threshold=0.5, fragments='volume')); print('after')"
+        "decode(np.ones((3, 4, 8, 8), np.float32), Agglomeration(threshold=0.5, fragments='volume'));"
+        "print('after')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "before\nafter\n" and done.stderr == ""
@@ -225,9 +232,7 @@ def grey(truth, seed):
 def test_classical_path_finds_cells_with_dark_walls(shape, voxel_size):
     validation = cells(shape, 14, 0, voxel_size, 40.0 if shape[0] > 10 else 25.0)
     test = cells(shape, 14, 1, voxel_size, 40.0 if shape[0] > 10 else 25.0)
-    configs = [
-        ClassicalConfig(sigma_nm=s * voxel_size[1], ridge=r) for s, r in ((1, 0.5), (2, 0.5), (1, 1.0))
-    ]
+    configs = [ClassicalConfig(sigma_nm=s * voxel_size[1], ridge=r) for s, r in ((1, 0.5), (2, 0.5), (1, 1.0))]
     config, table = choose_classical(
         validation, grey(validation, 0), configs, score, [0.2, 0.3, 0.4, 0.5], voxel_size_nm=voxel_size
     )

@@ -213,9 +213,7 @@ def test_bad_input(true, predicted, message):
 
 def test_bad_choices():
     a = np.ones((2, 3, 4), int)
-    assert (
-        score(true=a, predicted=a.astype(np.int8), valid=np.ones_like(a, bool)).voxels == 24
-    )  # the good twin
+    assert score(true=a, predicted=a.astype(np.int8), valid=np.ones_like(a, bool)).voxels == 24  # the good twin
     with pytest.raises(ValueError, match="nearest, singletons"):
         score(true=a, predicted=a, unpredicted="guess")
     with pytest.raises(ValueError, match="valid must"):
@@ -227,10 +225,7 @@ def test_bad_choices():
 
 
 def test_isbi_baseline_of_copying_the_last_training_section():
-    path = (
-        Path(os.environ.get("EMAE_DATA", Path(__file__).parents[2] / "shared/data"))
-        / "isbi2012_train_z10-29.h5"
-    )
+    path = Path(os.environ.get("EMAE_DATA", Path(__file__).parents[2] / "shared/data")) / "isbi2012_train_z10-29.h5"
     if not path.exists():
         pytest.skip(f"{path} is not here")
     import cc3d
@@ -242,6 +237,4 @@ def test_isbi_baseline_of_copying_the_last_training_section():
     s = score(true=labels[12:16], predicted=copied, voxel_size_nm=(50, 4, 4))
     assert s.adapted_rand_error == pytest.approx(0.54, abs=0.005)  # counted elsewhere, kept with the data
     raw_ids = score(true=labels[12:16], predicted=np.stack([labels[9]] * 4), voxel_size_nm=(50, 4, 4))
-    assert (
-        raw_ids.adapted_rand_error > s.adapted_rand_error
-    )  # ids that join outside the section count as merges
+    assert raw_ids.adapted_rand_error > s.adapted_rand_error  # ids that join outside the section count as merges

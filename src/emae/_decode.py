@@ -35,7 +35,8 @@ class Agglomeration(Config):
     contact: Literal["mean", "quantile_25", "quantile_50", "quantile_75"] = "mean"
     """Which statistic of the affinities over a contact is compared with the threshold."""
     foreground: float = pydantic.Field(0.8, ge=0, le=1)
-    """Voxels of a higher mean affinity are inside objects; seeds are maxima of the distance to the others."""
+    """Voxels of a mean affinity above this share of its third quartile are inside objects; seeds are the
+    maxima of the distance to the others."""
     seed_sigma_vx: float = pydantic.Field(1.0, ge=0)
     seed_spacing_vx: int = pydantic.Field(5, ge=1)
     """Window in which a seed is the highest point of the distance, voxels of the finest axis."""
@@ -296,7 +297,9 @@ def _seeded_watershed(affinities, config, voxel_size):
 
     inside = _inside(affinities)
     axes = tuple(range(inside.ndim))
-    distance = edt(np.ascontiguousarray(inside > config.foreground), anisotropy=voxel_size, parallel=1)
+    distance = edt(
+        np.ascontiguousarray(inside > config.foreground * np.percentile(inside, 75)), anisotropy=voxel_size, parallel=1
+    )
     np.minimum(distance, max(inside.shape), out=distance)  # nothing outside: edt says infinity
     if config.seed_sigma_vx:
         distance = ndimage.gaussian_filter(distance, [config.seed_sigma_vx / s for s in voxel_size])

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from emae._experiments import Schedule
-from emae._runs import Run
+from emae._runs import KEEP, Run
+from emae._volume import check_free_space
 
 Step = Callable[[int], dict[str, torch.Tensor]]
 """step(i) -> {"loss": ..., more to report}: the loss of the crops of step i, ready for backward"""
@@ -40,6 +41,8 @@ def fit(model: torch.nn.Module, step: Step, validate: Validate, schedule: Schedu
     Resumed at the newest checkpoint it ends, on a CPU with as many threads, in the same weights bit for bit. ValueError
     where the loss is no longer finite: the last checkpoint is left as it was.
     """
+    nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    check_free_space(run.folder, 3 * (KEEP + 1) * nbytes, run.name)  # weights and two moments a checkpoint
     optimiser = torch.optim.AdamW(parameter_groups(model, schedule, encoder_rate), lr=schedule.rate, betas=(0.9, 0.98))
     first = run.load_checkpoint(model, optimiser) if resume else 0
     if first:

@@ -97,6 +97,8 @@ def predict(run: Run, volume: Volume, out: str | Path | None = None, *, block_vx
     target = create_volume(out, (channels, *shape), np.uint8, volume.require_voxel_size(), attrs=attrs,
                            chunk_shape=(1, *(c if b % c == 0 else b for c, b in zip(chunk, block_vx, strict=True))),
                            overwrite=overwrite, resume=unfinished)
+    if not unfinished:
+        write_whole(done_file, json.dumps({"key": key, "blocks": len(work), "done": []}).encode())
     for index, block in enumerate(work):
         if index in done:
             continue

@@ -208,11 +208,15 @@ def code_version() -> str:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that whoever looks finds the old one or the new one, never half."""
     part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{path}: could not be written ({error.strerror}); what was there before is whole") from error
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, str]) -> None:
