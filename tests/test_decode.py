@@ -88,7 +88,7 @@ def test_noise_and_a_hole_in_a_wall_are_survived(shape, voxel_size):
     z = shape[0] // 2
     left, right = truth[z, :, :-8], truth[z, :, 8:]
     y, x = np.argwhere((left != 0) & (right != 0) & (left != right))[50]
-    noisy[:, z, y - 1 : y + 2, x : x + 9] = 0.9  # a bridge between two cells, small beside their contact
+    noisy[:, z, y, x : x + 9] = 0.9  # a bridge between two cells, small beside their contact
     labels = decode(noisy, Agglomeration(threshold=0.5), voxel_size_nm=voxel_size)
     ours = score(true=truth, predicted=labels, voxel_size_nm=voxel_size)
     crude = cc3d.connected_components(noisy.mean(0) > 0.5, connectivity=6)  # falls into the hole
