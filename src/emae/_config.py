@@ -8,11 +8,15 @@ import json
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 
 C = TypeVar("C", bound="Config")
+
+Count = Annotated[int, pydantic.Field(ge=1)]
+Sides = tuple[Count, Count, Count]
+"""voxels, z y x, at least one on each axis"""
 
 
 class Config(pydantic.BaseModel):

@@ -6,17 +6,16 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from emae._augment import Augmentation
-from emae._config import Config, parse_config
+from emae._config import Config, Count, Sides, parse_config
 from emae._decode import Agglomeration
 from emae._normalise import Normalisation
-from emae._patches import Triple, grid_shape
+from emae._patches import grid_shape
 from emae._sampling import LabelledSource, Source
 from emae._targets import NEAREST, Target
 from emae.models._mae import MaeConfig
 from emae.models._segmenter import SegmenterConfig
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
-Count = Annotated[int, pydantic.Field(ge=1)]
 
 
 class Schedule(Config):
@@ -43,10 +42,10 @@ class Pretrain(Config):
     """A masked autoencoder on unlabelled volumes."""
 
     kind: Literal["pretrain"] = "pretrain"
-    volumes: tuple[Source, ...]
+    volumes: Annotated[tuple[Source, ...], pydantic.Field(min_length=1)]
     held_out: tuple[Source, ...] = ()
     """raw never trained on, where the loss and its trivial baselines are compared"""
-    crop: Triple
+    crop: Sides
     hidden_ratio: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.75
     model: MaeConfig = MaeConfig()
     normalisation: Normalisation = Normalisation()
@@ -66,10 +65,10 @@ class Finetune(Config):
     """A segmenter on labelled cubes, started from a pre-training run or from scratch."""
 
     kind: Literal["finetune"] = "finetune"
-    training: tuple[LabelledSource, ...]
+    training: Annotated[tuple[LabelledSource, ...], pydantic.Field(min_length=1)]
     validation: tuple[LabelledSource, ...] = ()
     """labels never trained on: the loss is watched and the decoder's threshold chosen there"""
-    crop: Triple
+    crop: Sides
     model: SegmenterConfig = SegmenterConfig()
     target: Target = Target(offsets=NEAREST)
     decoder: Agglomeration = Agglomeration()

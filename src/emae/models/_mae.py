@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from emae._config import Config
+from emae._config import Config, Count
 from emae._patches import Triple, blank_voxels, grid_shape, patchify, positions, token_centres_nm
 from emae.models._vit import Block, Vit, VitConfig, initialise
 
@@ -18,9 +18,9 @@ class MaeConfig(Config):
 
     kind: Literal["mae"] = "mae"
     encoder: VitConfig = VitConfig()
-    decoder_width: int = 96
-    decoder_depth: int = 4
-    decoder_heads: int = 6
+    decoder_width: Count = 96
+    decoder_depth: Count = 4
+    decoder_heads: Count = 6
     target: Literal["pixels", "patch-normalised"] = "pixels"
     """pixels: normalised grey values; patch-normalised: each hidden patch to mean 0 and variance 1"""
 

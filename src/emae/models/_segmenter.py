@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from emae._config import Config
+from emae._config import Config, Sides
 from emae._patches import Triple, patchify
 from emae.models._vit import Vit, VitConfig
 
@@ -26,7 +26,7 @@ class SegmenterConfig(Config):
     encoder: VitConfig = VitConfig()
     channels: tuple[int, ...] = (48, 96, 128)
     """features of each level, finest first; levels beyond the patch's own halvings are not built"""
-    stem: Triple = (1, 4, 4)
+    stem: Sides = (1, 4, 4)
     """space-to-depth of the raw crop"""
 
 

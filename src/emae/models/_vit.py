@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from emae._config import Config
+from emae._config import Config, Count, Sides
 from emae._patches import Triple, patchify, positions, token_centres_nm
 
 
@@ -17,11 +17,11 @@ class VitConfig(Config):
     """The encoder: what is transferred from pre-training to fine-tuning."""
 
     kind: Literal["vit"] = "vit"
-    patch: Triple = (4, 16, 16)
+    patch: Sides = (4, 16, 16)
     """voxels of one token, z y x"""
-    width: int = 192
-    depth: int = 6
-    heads: int = 6
+    width: Count = 192
+    depth: Count = 6
+    heads: Count = 6
     mlp_ratio: float = 4.0
     wavelengths_nm: tuple[float, float] = (64.0, 16384.0)
     """shortest and longest wavelength of the sine-cosine positions"""
@@ -32,6 +32,8 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float):
         super().__init__()
+        if width % heads or width < 6:
+            raise ValueError(f"{heads} heads do not divide a width of {width}, or it is below 6")
         self.heads = heads
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
@@ -62,8 +64,6 @@ class Vit(nn.Module):
 
     def __init__(self, config: VitConfig, channels: int = 1):
         super().__init__()
-        if config.width % config.heads:
-            raise ValueError(f"{config.heads} heads do not divide a width of {config.width}")
         pz, py, px = config.patch
         self.config = config
         self.embed = nn.Linear(channels * pz * py * px, config.width)
