@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pydantic
 
 from emae._config import Config
 from emae._geometry import Box
@@ -21,6 +22,13 @@ class Normalisation(Config):
     percentiles: tuple[float, float] = (1.0, 99.0)
     invert: bool = False
     """for volumes with bright membranes"""
+
+    @pydantic.model_validator(mode="after")
+    def _in_order(self) -> "Normalisation":
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"percentiles {self.percentiles}: want 0 <= low < high <= 100")
+        return self
 
 
 @dataclass(frozen=True)
