@@ -1,4 +1,4 @@
-"""The classical baseline on real data: parameters chosen on the validation labels, scored once on the test labels.
+"""The classical baseline on real data: parameters chosen on held-out labels, scored once on the test labels.
 
 `python benchmarks/classical.py fib25` or `isbi2012`; files are looked for in EMAE_DATA, else in ../shared/data.
 """
@@ -14,21 +14,24 @@ import h5py
 from emae._decode import choose_classical, classical_grid, segment_raw
 from emae._evaluate import score
 
-# file, voxel size in nm, validation and test sections (the splits of the data's README)
+# file, voxel size in nm, first training, validation and test section, end (the splits of the README of the data)
 SETS = {
-    "fib25": ("fib25_sample2.h5", (10, 10, 10), slice(120, 150), slice(150, 250)),
-    "isbi2012": ("isbi2012_train_z10-29.h5", (50, 4, 4), slice(10, 12), slice(12, 16)),
+    "fib25": ("fib25_sample2.h5", (10, 10, 10), 0, 120, 150, 250),
+    "isbi2012": ("isbi2012_train_z10-29.h5", (50, 4, 4), 0, 10, 12, 16),
 }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", choices=SETS)
-    file, size, validation, test = SETS[parser.parse_args().data]
+    parser.add_argument("--train-too", action="store_true", help="choose on training and validation labels together")
+    options = parser.parse_args()
+    file, size, train, validation, test, end = SETS[options.data]
+    held_out, test = slice(train if options.train_too else validation, test), slice(test, end)
     folder = Path(os.environ.get("EMAE_DATA", Path(__file__).parents[2] / "shared/data"))
     with h5py.File(folder / file) as opened:
         raw, labels = opened["raw"], opened["labels"]
-        raw, labels = ({k: a[s] for k, s in (("validation", validation), ("test", test))} for a in (raw, labels))
+        raw, labels = ({k: a[s] for k, s in (("validation", held_out), ("test", test))} for a in (raw, labels))
 
     def scored(**arrays):
         return score(voxel_size_nm=size, **arrays)
