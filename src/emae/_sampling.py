@@ -59,8 +59,11 @@ class LabelledSource(Config):
             labels = labels.with_voxel_size(raw.voxel_size_nm)  # label files often do not say; raw does
         valid = None if self.valid is None else open_volume(self.valid, voxel_size_nm=labels.voxel_size_nm)
         check_pair(raw, labels, self.offset_vx, valid)
-        if self.sections is not None and not all(0 <= s < labels.shape[0] for s in self.sections):
-            raise ValueError(f"{labels.name}: sections {self.sections} are not all among its {labels.shape[0]}")
+        first = 0 if self.offset_vx is None else self.offset_vx[0]
+        known = range(max(0, -first), min(labels.shape[0], raw.shape[0] - first))
+        if self.sections is not None and not (self.sections and set(self.sections) <= set(known)):
+            raise ValueError(f"{labels.name}: sections {self.sections} are none, or not all among its "
+                             f"{labels.shape[0]} and within {raw.name}")
         return raw, labels, valid
 
 
@@ -157,8 +160,9 @@ def random_box(cube: Cube, shape: tuple[int, int, int], generator: torch.Generat
         if cube.labels is not None:
             first = cube.offset_vx[axis]
             ends = sorted((first, first + cube.labels.shape[axis] - size))
-            if axis == 0 and cube.sections is not None:  # any place that holds at least one known section
-                ends = [first + min(cube.sections) - size + 1, first + max(cube.sections)]
+            if axis == 0 and cube.sections is not None:  # any place that holds the known section drawn
+                known = first + cube.sections[int(torch.randint(len(cube.sections), (), generator=generator))]
+                ends = [known - size + 1, known]
             low, high = max(low, ends[0]), min(high, ends[1])
             low, high = min(low, cube.raw.shape[axis] - size), max(high, 0)
             high = max(low, high)
