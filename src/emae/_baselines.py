@@ -6,9 +6,8 @@ Legend: B batch, C channels, Z Y X voxels, N tokens, M hidden ones, P voxels of 
 import torch
 from torch.nn import functional as F
 
-from emae._patches import Triple, grid_shape, patchify, unpatchify
+from emae._patches import Triple, blank_voxels, grid_shape, patchify, unpatchify
 from emae.models._mae import Mae, gather, order_tokens, patch_normalise
-from emae._patches import blank_voxels
 
 
 def interpolate_visible(x_BCZYX: torch.Tensor, hidden_BN: torch.Tensor, patch: Triple,
@@ -17,11 +16,15 @@ def interpolate_visible(x_BCZYX: torch.Tensor, hidden_BN: torch.Tensor, patch: T
 
     Push-pull (Gortler et al. 1996, The Lumigraph): visible voxels are averaged into coarser and coarser grids, finest
     axes first, until every cell holds one, then each empty cell is filled by linear interpolation of the coarser grid.
+    Blank voxels (missing sections) are no evidence, unless there are no others.
     """
     grid = grid_shape(tuple(x_BCZYX.shape[2:]), patch)
-    seen = (~hidden_BN).to(x_BCZYX)[..., None].expand(-1, -1, torch.Size(patch).numel())
-    weight = unpatchify(seen, grid, patch)
-    values, weights, pitch = [x_BCZYX * weight], [weight], list(voxel_size_nm)
+    blank_BNP = blank_voxels(x_BCZYX, patch)
+    visible_BNP = ~hidden_BN[..., None].expand_as(blank_BNP)
+    seen_BNP = visible_BNP & ~blank_BNP
+    seen_BNP = torch.where(seen_BNP.any(2, keepdim=True).any(1, keepdim=True), seen_BNP, visible_BNP)  # all blank
+    weight = unpatchify(seen_BNP, grid, patch).to(x_BCZYX)
+    values, weights, factors, pitch = [x_BCZYX * weight], [weight], [], list(voxel_size_nm)
     while bool((weights[-1] == 0).any()) and max(values[-1].shape[2:]) > 1:
         shape = values[-1].shape[2:]
         finest = min(p for p, s in zip(pitch, shape, strict=True) if s > 1)
@@ -30,12 +33,14 @@ def interpolate_visible(x_BCZYX: torch.Tensor, hidden_BN: torch.Tensor, patch: T
         total = [F.avg_pool3d(F.pad(part, pad), factor) for part in (values[-1], weights[-1])]
         values.append(total[0])
         weights.append(total[1])
+        factors.append(tuple(float(f) for f in factor))
         pitch = [p * f for p, f in zip(pitch, factor, strict=True)]
     filled = values[-1] / weights[-1].clamp_min(1e-12)
-    for value, weight in zip(reversed(values[:-1]), reversed(weights[:-1]), strict=True):
-        coarse = F.interpolate(filled, size=value.shape[2:], mode="trilinear", align_corners=False)
-        filled = torch.where(weight > 0, value / weight.clamp_min(1e-12), coarse)
-    return filled
+    for value, weight, factor in reversed(list(zip(values[:-1], weights[:-1], factors, strict=True))):
+        coarse = F.interpolate(filled, scale_factor=factor, mode="trilinear", align_corners=False)
+        z, y, x = value.shape[2:]  # odd sides were padded: cut, lest everything shifts
+        filled = torch.where(weight > 0, value / weight.clamp_min(1e-12), coarse[..., :z, :y, :x])
+    return torch.where(unpatchify(visible_BNP, grid, patch), x_BCZYX, filled)
 
 
 @torch.no_grad()
@@ -43,9 +48,9 @@ def trivial_losses(model: Mae, x_BCZYX: torch.Tensor, hidden_BN: torch.Tensor,
                    voxel_size_nm: tuple[float, float, float]) -> dict[str, float]:
     """What three trivial answers would score on the model's own loss, lower is better.
 
-    visible_mean: the mean of the visible voxels of the crop. interpolation: `interpolate_visible`. oracle_mean: the true
-    mean of each hidden patch, which no method knows. With a patch-normalised target the means are 0 by definition, and
-    the interpolated patch is normalised by its own mean and variance.
+    visible_mean: the mean of the visible voxels of the crop. interpolation: `interpolate_visible`. oracle_mean: the
+    true mean of each hidden patch, which no method knows. With a patch-normalised target the means are 0 by definition,
+    and the interpolated patch is normalised by its own mean and variance.
     """
     patch = model.config.encoder.patch
     visible_BV, hidden_BM = order_tokens(hidden_BN)

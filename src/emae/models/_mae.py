@@ -1,6 +1,7 @@
 """The masked autoencoder (He et al. 2022) in three dimensions, anisotropic patches, places in nanometres.
 
-Legend: B batch, N tokens, V visible and M hidden ones (N = V + M), D encoder width, E decoder width, P voxels of a patch.
+Legend: B batch, N tokens, V visible and M hidden ones (N = V + M), D encoder width, E decoder width, P voxels of
+a patch.
 """
 
 from typing import Literal

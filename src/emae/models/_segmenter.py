@@ -18,6 +18,9 @@ from emae._config import Config, Sides
 from emae._patches import Triple, patchify
 from emae.models._vit import Vit, VitConfig
 
+GROUPS = 8
+"""of channels that are normalised together"""
+
 
 class SegmenterConfig(Config):
     """Encoder (transferred), convolutional path, and how deep it goes."""
@@ -58,7 +61,7 @@ class Residual(nn.Module):
     def __init__(self, width: int, kernels: tuple[Triple, Triple]):
         super().__init__()
         first, second = kernels
-        self.norm = nn.GroupNorm(8, width)
+        self.norm = nn.GroupNorm(GROUPS, width)
         self.conv1 = nn.Conv3d(width, width, first, padding=tuple(k // 2 for k in first))
         self.conv2 = nn.Conv3d(width, width, second, padding=tuple(k // 2 for k in second))
 
@@ -75,9 +78,11 @@ class Segmenter(nn.Module):
         self.config, self.outputs, self.voxel_size_nm = config, outputs, tuple(voxel_size_nm)
         self.strides = level_strides(config.encoder.patch, config.stem, voxel_size_nm)
         if len(config.channels) < len(self.strides) + 1:
-            raise ValueError(f"channels {config.channels}: a patch of {config.encoder.patch} with the stem {config.stem} "
-                             f"has {len(self.strides) + 1} levels")
+            raise ValueError(f"channels {config.channels}: a patch of {config.encoder.patch} with the stem "
+                             f"{config.stem} has {len(self.strides) + 1} levels")
         widths = config.channels[: len(self.strides) + 1]
+        if any(w % GROUPS for w in widths):
+            raise ValueError(f"channels {config.channels}: want multiples of {GROUPS}")
         pitches = [[nm * s for nm, s in zip(voxel_size_nm, config.stem, strict=True)]]
         for stride in self.strides:
             pitches.append([p * s for p, s in zip(pitches[-1], stride, strict=True)])
