@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 
-def cpu_budget() -> int:
+def cpu_budget(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Threads this process may use: EMAE_THREADS, else OMP_NUM_THREADS, else its cores within its cgroup's quota."""
     for name in ("EMAE_THREADS", "OMP_NUM_THREADS"):
         text = os.environ.get(name, "")
@@ -14,7 +14,7 @@ def cpu_budget() -> int:
         if text and name == "EMAE_THREADS":
             raise ValueError(f"EMAE_THREADS={text!r}: want a whole number of threads, 1 or more")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(Path("/sys/fs/cgroup"))
+    quota = _quota(cgroup)
     return max(1, cores if quota == math.inf else min(cores, math.ceil(quota)))
 
 

@@ -62,14 +62,20 @@ Resample = Annotated[
 Mirror = Annotated[int, typer.Option(min=1, max=16, help="Mirrored and transposed variants to average; 1 = none.")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"emae {emae.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (or EMAE_DEBUG=1).")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
+    ] = False,
 ) -> None:
-    if version:
-        print(f"emae {emae.__version__}")
-        raise typer.Exit
+    """What holds for every verb; --debug is taken out in `run`, wherever it stands."""
 
 
 @app.command()
