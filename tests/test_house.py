@@ -104,8 +104,9 @@ def test_imports_go_down_only():
 def test_an_import_going_up_or_sideways_is_found(tmp_path):
     """The test above can fail: up, sideways, unknown, through the package, inside a function."""
     file = tmp_path / "_volume.py"
-    file.write_text("import emae\ndef f():\n    from emae._runs import Run\n    from emae import cli\n    emae.predict()\n"
-                    "from emae._volume import x\nfrom emae._attic import y\nfrom emae._geometry import Box\n")  # fmt: skip
+    lines = "import emae", "def f():", "    from emae._runs import Run", "    from emae import cli", "    emae.score()"
+    lines += "from emae._volume import x", "from emae._attic import y", "from emae._geometry import Box"
+    file.write_text("\n".join(lines))
     assert [fault.split()[0] for fault in faults_of("_volume", file)] == [f"_volume:{n}" for n in (6, 7, 3, 4, 5)]
 
 
