@@ -55,13 +55,18 @@ def load_config(cls: type[C], path: str | Path) -> C:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such configuration file")
+    return parse_config(cls, read_object(path), str(path))
+
+
+def read_object(path: Path) -> dict:
+    """The JSON object in a file."""
     try:
         values = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: want a JSON object, got {type(values).__name__}")
-    return parse_config(cls, values, str(path))
+    return values
 
 
 def override(config: C, assignments: typing.Sequence[str]) -> C:

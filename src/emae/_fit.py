@@ -38,8 +38,8 @@ def fit(model: torch.nn.Module, step: Step, validate: Validate, schedule: Schedu
         encoder_rate: float = 1.0, resume: bool = False, say: Callable[[str], None] = print) -> None:
     """Train `model` in place for `schedule.steps` steps, reporting to and checkpointing in `run`.
 
-    Resumed at the newest checkpoint it ends, on a CPU with as many threads, in the same weights bit for bit. ValueError
-    where the loss is no longer finite: the last checkpoint is left as it was.
+    Resumed at the newest checkpoint it ends, on a CPU with as many threads, in the same weights bit for bit.
+    ArithmeticError where loss or gradient are no longer finite: the last checkpoint is left as it was.
     """
     nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
     check_free_space(run.folder, 3 * (KEEP + 1) * nbytes, run.name)  # weights and two moments a checkpoint
@@ -63,11 +63,13 @@ def fit(model: torch.nn.Module, step: Step, validate: Validate, schedule: Schedu
         seen.append({k: v.detach() for k, v in out.items()} | {"gradient_norm": norm})
 
         done, last = i + 1, i + 1 == schedule.steps
-        if done % schedule.report_every == 0 or last:
+        saves = done % schedule.checkpoint_every == 0 or last
+        if done % schedule.report_every == 0 or saves:  # so what is saved is sound, and no mean is cut by a resume
             means = {k: float(torch.stack([s[k] for s in seen]).mean()) for k in seen[0]}
-            if not math.isfinite(means["loss"]):
-                raise ArithmeticError(f"{run.name}: the loss is {means['loss']} near step {done}; lower schedule.rate and "
-                                      f"--resume goes on from the last checkpoint")
+            for name in ("loss", "gradient_norm"):
+                if not math.isfinite(means[name]):
+                    raise ArithmeticError(f"{run.name}: the {name.replace('_', ' ')} is {means[name]} near step {done}; "
+                                          "start another run with a lower schedule.rate (the last checkpoint is whole)")
             elapsed = time.perf_counter() - started
             pace = (done - first) / elapsed
             seen.clear()
@@ -84,7 +86,7 @@ def fit(model: torch.nn.Module, step: Step, validate: Validate, schedule: Schedu
             if looked:
                 run.report(step=done, **looked)
                 say("  held out: " + "  ".join(f"{k.removeprefix('held_out_')} {v:.4f}" for k, v in looked.items()))
-        if done % schedule.checkpoint_every == 0 or last:
+        if saves:
             run.save_checkpoint(done, model, optimiser)
     model.eval()
     run.save_weights(model)

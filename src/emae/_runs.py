@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 
-
-from emae._config import Config
+from emae._config import Config, read_object
 
 KEEP = 2
 """checkpoints kept; the newest is never removed"""
+BEGUN = ("checkpoints", "pictures", "run.json", "run.json.part", "config.json.part")
+"""what a run that was killed while its folder was made may hold; config.json comes last"""
 
 
 @dataclass
@@ -65,9 +66,10 @@ class Run:
         write_whole(self.folder / "run.json", json.dumps(self.record, indent=1).encode())
 
     def metrics(self) -> list[dict]:
-        """Every report so far."""
+        """Every report so far; a last line cut short (killed, disk full) is not one."""
         path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        whole, _, _ = path.read_text().rpartition("\n") if path.is_file() else ("", "", "")
+        return [json.loads(line) for line in whole.splitlines()]
 
     def report(self, **values: Any) -> None:
         """Append one line to metrics.jsonl, and to TensorBoard where that is installed."""
@@ -147,7 +149,7 @@ def create_run(folder: str | Path, config: Config, *, resume: bool, overwrite: b
     folder = Path(folder)
     record |= {"code": code_version(), "python": platform.python_version(), "torch": torch.__version__,
                "threads": torch.get_num_threads(), "created": time.strftime("%Y-%m-%d %H:%M:%S")}
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() and (folder / "run.json").is_file():
         if resume:
             run = load_run(folder)
             if run.config != config:
@@ -159,7 +161,7 @@ def create_run(folder: str | Path, config: Config, *, resume: bool, overwrite: b
                                   "replaces it, another --out keeps both")
         import shutil
         shutil.rmtree(folder)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= set(BEGUN)):
         raise FileExistsError(f"{folder}: exists and is no run of ours; choose another --out")
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     (folder / "pictures").mkdir(exist_ok=True)
@@ -179,8 +181,8 @@ def load_run(folder: str | Path) -> Run:
     for name in ("config.json", "run.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder}: no run here ({name} is missing)")
-    config = parse_experiment(json.loads((folder / "config.json").read_text()), f"{folder}/config.json")
-    return Run(folder, config, json.loads((folder / "run.json").read_text()))
+    config = parse_experiment(read_object(folder / "config.json"), f"{folder}/config.json")
+    return Run(folder, config, read_object(folder / "run.json"))
 
 
 def difference(one: Config, other: Config) -> str:
