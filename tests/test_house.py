@@ -40,6 +40,7 @@ LEVELS = [
     "recipes.phantom recipes.fib25 recipes.isbi2012",
     "recipes",
     "_report",
+    "_demo",
     "cli",
     "__main__",
 ]
