@@ -7,7 +7,7 @@ import pydantic
 
 from emae._augment import Augmentation
 from emae._config import Config, Count, Sides, parse_config
-from emae._decode import Agglomeration
+from emae._decode import CANDIDATES, Agglomeration
 from emae._normalise import Normalisation
 from emae._patches import grid_shape
 from emae._sampling import LabelledSource, Source
@@ -71,7 +71,8 @@ class Finetune(Config):
     crop: Sides
     model: SegmenterConfig = SegmenterConfig()
     target: Target = Target(offsets=NEAREST)
-    decoder: Agglomeration = Agglomeration()
+    decoders: Annotated[tuple[Agglomeration, ...], pydantic.Field(min_length=1)] = CANDIDATES
+    """the validation labels choose one of these and its threshold"""
     normalisation: Normalisation = Normalisation()
     augmentation: Augmentation = Augmentation()
     schedule: Schedule = Schedule()

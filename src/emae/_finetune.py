@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from emae._augment import Augmentation, Crop
-from emae._decode import choose_threshold
+from emae._decode import choose_decoder
 from emae._evaluate import score
 from emae._experiments import Finetune
 from emae._fit import fit
 from emae._geometry import Box
-from emae._predict import predict_block
+from emae._predict import load_segmenter, predict_block
 from emae._runs import Run, create_run, load_tensors
 from emae._sampling import Crops, Cube, open_cubes
 from emae.models._segmenter import Segmenter
@@ -112,7 +112,7 @@ def finetune(config: Finetune, out: str | Path, *, start: Run | Literal["scratch
     if not run.finished:
         fit(model, step, validate, config.schedule, run, encoder_rate=config.encoder_rate, resume=resume, say=say)
     if "decoder" not in run.record and held_out:
-        choose_decoder(run, held_out, say=say)
+        calibrate(run, held_out, say=say)
     run.close()
     return run
 
@@ -144,13 +144,11 @@ def _holds(cube: Cube, crop: tuple[int, int, int]) -> bool:
     return all(c <= s for c, s in zip(crop, cube.raw.shape, strict=True))
 
 
-def choose_decoder(run: Run, held_out: list[Cube], say: Callable[[str], None] = print) -> None:
-    """Predict the held-out labels, sweep the threshold, store the best and the whole table in the run.
+def calibrate(run: Run, held_out: list[Cube], say: Callable[[str], None] = print) -> None:
+    """Predict the held-out labels, sweep decoders and thresholds, store the best and the whole table in the run.
 
     The cube with the most labelled voxels decides; the raw around it may be read, its labels alone are scored.
     """
-    from emae._predict import load_segmenter
-
     cube = max(held_out, key=lambda c: int(np.prod(c.labels.shape)))
     model = load_segmenter(run)
     box = Box.of_shape(cube.labels.shape).shift(cube.offset_vx)
@@ -159,10 +157,11 @@ def choose_decoder(run: Run, held_out: list[Cube], say: Callable[[str], None] = 
     if cube.sections is not None:
         rows = np.isin(np.arange(cube.labels.shape[0]), cube.sections)[:, None, None]
         valid = np.broadcast_to(rows, cube.labels.shape) if valid is None else valid & rows
-    decoder, table = choose_threshold(np.asarray(cube.labels), predicted, run.config.decoder, score,
-                                      valid=valid, offsets=run.config.target.offsets, voxel_size_nm=run.voxel_size_nm)
-    best = next(row for row in table if row["threshold"] == decoder.threshold)
+    decoder, table = choose_decoder(np.asarray(cube.labels), predicted, run.config.decoders, score, valid=valid,
+                                    offsets=run.config.target.offsets, voxel_size_nm=run.voxel_size_nm)
+    best = next(row for row in table if row["threshold"] == decoder.threshold
+                and row["config"]["fragments"] == decoder.fragments)
     run.save_record(decoder=decoder.model_dump(mode="json"), threshold_table=table,
                     threshold_chosen_on=f"{cube.labels.name} {box}")
-    say(f"threshold {decoder.threshold} chosen on held-out labels: adapted Rand error "
+    say(f"threshold {decoder.threshold} with fragments {decoder.fragments} chosen on held-out labels: adapted Rand error "
         f"{best['adapted_rand_error']:.4f}, VOI {best['voi_split']:.3f} + {best['voi_merge']:.3f}")

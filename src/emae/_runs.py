@@ -49,9 +49,9 @@ class Run:
 
     @property
     def decoder(self) -> Any:
-        """The decoder's configuration with the threshold chosen on held-out labels."""
-        decoder = self.config.decoder
-        return type(decoder).model_validate(self.record["decoder"]) if "decoder" in self.record else decoder
+        """The decoder, with the threshold, that held-out labels chose; without any, the first candidate."""
+        first = self.config.decoders[0]
+        return type(first).model_validate(self.record["decoder"]) if "decoder" in self.record else first
 
     @property
     def finished(self) -> bool:
