@@ -44,7 +44,7 @@ def beside_the_lab(lab, tmp_path, monkeypatch):
 
     folder = tmp_path / "lab"
     shutil.copytree(lab, folder, ignore=shutil.ignore_patterns("*.zarr", "*.png"))
-    shutil.copytree(folder / "runs/seg", folder / "runs/demo/pretrained")
+    shutil.copytree(folder / "runs/seg", folder / "runs/demo")
     monkeypatch.chdir(folder)
     small = {name: PhantomConfig(seed=k, shape=(12, 96, 96)) for k, name in enumerate(_datasets.PHANTOMS)}
     monkeypatch.setattr(_datasets, "PHANTOMS", small)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from emae._config import Config, load_config, override
     from emae._datasets import DATASETS, describe, list_datasets, open_labels, open_volume
     from emae._decode import Agglomeration, ClassicalConfig, choose_threshold, decode, segment_raw
+    from emae._demo import demo
     from emae._evaluate import Scores, score
     from emae._experiments import Finetune, Pretrain
     from emae._finetune import finetune
@@ -40,6 +41,7 @@ _HOME = {
     "choose_threshold": "_decode",
     "create_volume": "_volume",
     "decode": "_decode",
+    "demo": "_demo",
     "describe": "_datasets",
     "finetune": "_finetune",
     "list_datasets": "_datasets",

@@ -92,7 +92,7 @@ def demo(
 
     [dim]emae demo --data fib25 --out runs/fib25[/dim]
     """
-    print(emae.demo(name, out, overwrite=overwrite, say=_say))
+    print(f"page: {emae.demo(name, out, overwrite=overwrite, say=_say)}")
 
 
 @data.command("list")
