@@ -5,7 +5,7 @@ OUT ?= runs/demo
 
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: demo test bench lint types clean
+.PHONY: demo test bench lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/emae demo --data $(DATA) --out $(OUT)
@@ -15,9 +15,6 @@ test: $(VENV)/.installed
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check src tests benchmarks
-
-types: $(VENV)/.installed
-	$(BIN)/mypy
 
 bench: $(VENV)/.bench
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -117,6 +117,29 @@ def test_a_runs_own_configuration_repeats_it(in_lab):
     assert code == 2 and "runs/mae/config.json" in err
 
 
+def test_demo_is_the_function(monkeypatch):
+    seen = []
+
+    def demo(data, out, **more):
+        seen.append((data, str(out), more["overwrite"]))
+        return out / "index.html"
+
+    monkeypatch.setattr(emae, "demo", demo)
+    assert emae_command("demo")[1].strip() == "page: runs/demo/index.html"
+    assert emae_command("demo", "--data", "fib25", "--out", "there", "--overwrite")[0] == 0
+    assert seen == [("phantom", "runs/demo", False), ("fib25", "there", True)]
+
+
+def test_every_verb_explains_itself():
+    """With an example that begins with its own name."""
+    verbs = "demo pretrain finetune predict decode segment score baseline".split()
+    for words in [*([v] for v in verbs), ["data", "list"], ["data", "show"]]:
+        code, out, err = emae_command(*words, "--help")
+        text = " ".join(out.split())
+        assert code == 0 and f"emae {' '.join(words)}" in text.split("Usage:")[1].split("]", 1)[1], err
+    assert emae_command()[0] == 2  # no verb: the help, and not success
+
+
 def test_held_out_labels(in_lab):
     """Without --held-out, the last fifth of the labelled sections; with it, those named."""
     config = emae.load_run("runs/seg").config

@@ -210,7 +210,7 @@ def test_constraints_pin_everything_declared():
 
 
 def test_help_is_quick():
-    """`emae --help` within half a second of a bare interpreter: processor time, the best of five, whatever runs beside."""
+    """`emae --help` within half a second of a bare interpreter: processor time, best of five, whatever runs beside."""
 
     def best(*arguments: str) -> tuple[float, float]:
         times = []

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -97,7 +97,10 @@ def demo(
 
 @data.command("list")
 def data_list() -> None:
-    """Every data set the package knows, and whether its file is here."""
+    """Every data set the package knows, and whether its file is here (EMAE_DATA names the folder).
+
+    [dim]emae data list[/dim]
+    """
     print(emae.list_datasets())
 
 
@@ -182,7 +185,10 @@ def finetune(
     ] = None,
     offset: Annotated[
         list[str] | None,
-        typer.Option(metavar="z,y,x", help="Where the first label voxel lies in its raw volume, one for each pair."),
+        typer.Option(
+            metavar="z,y,x",
+            help="Where the first label voxel lies in its raw volume (in its --box), one for each pair.",
+        ),
     ] = None,
     valid: Annotated[
         list[str] | None,
@@ -223,7 +229,7 @@ def finetune(
             "those of the configuration are changed with --set, for example --set training.0.raw.path=a.h5"
         )
     config = emae.override(config, sets or [])
-    begin = "scratch" if start == "scratch" else emae.load_run(start)
+    begin: Any = start if start == "scratch" else emae.load_run(start)
     run = emae.finetune(
         config, out, start=begin, resume=resume, overwrite=overwrite, any_voxel_size=any_voxel_size, say=_say
     )
@@ -436,7 +442,7 @@ def _free(out: Path, overwrite: bool) -> None:
         raise FileNotFoundError(f"{out}: its folder {out.parent} does not exist")
 
 
-def _config(name: str, kind: str) -> "emae.Pretrain | emae.Finetune":
+def _config(name: str, kind: str) -> Any:
     """The recipe's configuration of this kind, or the file's."""
     from emae._experiments import KINDS
 
@@ -485,7 +491,8 @@ def _last_fifth(pair: "LabelledSource") -> tuple["LabelledSource", "LabelledSour
     cut = depth - max(1, depth // 5)
     if not cut:
         raise ValueError(f"{pair.labels}: one section cannot be cut; give others with --held-out VOLUME LABELS")
-    return tuple(pair.model_copy(update={"sections": tuple(part)}) for part in (range(cut), range(cut, depth)))
+    training, held_out = (pair.model_copy(update={"sections": tuple(part)}) for part in (range(cut), range(cut, depth)))
+    return training, held_out
 
 
 def run(arguments: Sequence[str]) -> int:
