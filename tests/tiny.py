@@ -66,7 +66,7 @@ def finetune_config(path: Path, steps: int = 4, **values) -> Finetune:
 def untrained_run(folder: Path, *, voxel_size_nm=NM, threshold=0.5, seed=0, **values) -> Run:
     """A finished fine-tuning run whose network never learned anything."""
     values = {"training": (labelled(Path("gone.h5")),), "crop": CROP, "model": SEGMENTER,
-              "target": Affinities(offsets=(*NEAREST, (0, -4, 0))), "decoder": Agglomeration(threshold=threshold),
+              "target": Affinities(offsets=(*NEAREST, (0, -4, 0))), "decoders": (Agglomeration(threshold=threshold),),
               "normalisation": Normalisation(per="dtype"), "augmentation": Augmentation()} | values  # fmt: skip
     config = Finetune(**values)
     run = create_run(folder, config, resume=False, overwrite=False, kind="finetune", voxel_size_nm=voxel_size_nm)

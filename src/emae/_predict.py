@@ -55,8 +55,8 @@ def fit_voxel_size(run: Run, volume: Volume, *, resample_to_run: bool = False, a
 
 
 def predict(run: Run, volume: Volume, out: str | Path | None = None, *, block_vx: tuple[int, int, int] | None = None,
-            overlap: float = 0.5, mirror: int = 1, resample_to_run: bool = False, any_voxel_size: bool = False, overwrite: bool = False,
-            say: Callable[[str], None] = lambda text: None) -> Volume:
+            overlap: float = 0.5, mirror: int = 1, resample_to_run: bool = False, any_voxel_size: bool = False,
+            overwrite: bool = False, say: Callable[[str], None] = lambda text: None) -> Volume:
     """Predict every voxel of a (Z, Y, X) volume.
 
     out: an OME-Zarr 0.5 to write; None keeps the result in memory. Interrupted work goes on when called again. overlap:
@@ -79,25 +79,23 @@ def predict(run: Run, volume: Volume, out: str | Path | None = None, *, block_vx
     if out is None:
         result = np.empty((channels, *shape), np.uint8)
         for block in work:
-            result[(slice(None), *block.write.slices)] = predict_block(model, run, volume, levels, block.write, overlap, mirror)
+            predicted = predict_block(model, run, volume, levels, block.write, overlap, mirror)
+            result[(slice(None), *block.write.slices)] = predicted
         return Volume.from_array(result, volume.voxel_size_nm, name=f"prediction of {volume.name}", attrs=attrs)
 
     out = Path(out)
     done_file = out / "emae_blocks.json"
-    key = fingerprint(run, volume, block_vx, overlap, mirror)
-    unfinished = done_file.is_file() and not overwrite
-    done: set[int] = set()
-    if unfinished:
-        state = json.loads(done_file.read_text())
-        if state["key"] != key:
-            raise FileExistsError(f"{out}: holds another prediction (other run, volume or settings); --overwrite replaces "
-                                  "it, another name keeps both")
-        done = set(state["done"])
+    key = attrs["work"] = fingerprint(run, volume, levels, block_vx, overlap, mirror)
+    begun = out.is_dir() and not overwrite and work_of(out)
+    if begun and begun != key:
+        raise FileExistsError(f"{out}: holds another prediction (other run, volume or settings); --overwrite replaces "
+                              "it, another name keeps both")
+    done = set(json.loads(done_file.read_text())["done"]) if begun and done_file.is_file() else set()
     chunk = tuple(min(c, b) for c, b in zip((64, 128, 128), block_vx, strict=True))
     target = create_volume(out, (channels, *shape), np.uint8, volume.require_voxel_size(), attrs=attrs,
                            chunk_shape=(1, *(c if b % c == 0 else b for c, b in zip(chunk, block_vx, strict=True))),
-                           overwrite=overwrite, resume=unfinished)
-    if not unfinished:
+                           overwrite=overwrite, resume=bool(begun))
+    if not begun:
         write_whole(done_file, json.dumps({"key": key, "blocks": len(work), "done": []}).encode())
     for index, block in enumerate(work):
         if index in done:
@@ -114,15 +112,25 @@ def complete(path: str | Path) -> bool:
     """Whether every block of a prediction on disk is done."""
     file = Path(path) / "emae_blocks.json"
     if not file.is_file():
-        return True  # not written by predict
+        return not (Path(path).is_dir() and work_of(Path(path)))  # what predict did not write is nobody's to doubt
     state = json.loads(file.read_text())
     return len(state["done"]) == state["blocks"]
 
 
-def fingerprint(run: Run, volume: Volume, block_vx: tuple[int, int, int], overlap: float, mirror: int) -> str:
-    """What the blocks of a half-finished prediction must have in common."""
+def work_of(path: Path) -> str:
+    """The fingerprint in a prediction's own header; empty for anything else."""
+    try:
+        return json.loads((path / "zarr.json").read_text())["attributes"]["emae"].get("work", "")
+    except (OSError, ValueError, KeyError, AttributeError):
+        return ""
+
+
+def fingerprint(run: Run, volume: Volume, levels: Levels, block_vx: tuple[int, int, int], overlap: float,
+                mirror: int) -> str:
+    """What the blocks of a half-finished prediction must have in common; the levels speak for the voxels."""
     parts = [run.config.model_dump_json(), hashlib.sha256(run.weights.read_bytes()).hexdigest(), volume.name,
-             str(volume.box), str(volume.shape), str(block_vx), str(overlap), str(mirror)]
+             str(volume.box), str(volume.shape), str(volume.voxel_size_nm), str(levels.low), str(levels.high),
+             str(block_vx), str(overlap), str(mirror)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -143,7 +151,8 @@ def predict_block(model: Segmenter, run: Run, volume: Volume, levels: Levels, bo
     variants = symmetries(run.voxel_size_nm, crop)
     usable = [s for s in variants if all(_match(s, o, offsets) for o in offsets)]
     # spread over the group: identity first, then as different from one another as a stride makes them
-    chosen = [usable[(k * len(usable)) // mirror] for k in range(min(mirror, len(usable)))]
+    mirror = min(mirror, len(usable))
+    chosen = [usable[(k * len(usable)) // mirror] for k in range(mirror)]
     for start in itertools.product(*(crop_starts(s, c, a, b, overlap) for s, c, a, b in
                                      zip(volume.shape, crop, box.start, box.stop, strict=True))):
         place = Box(start, tuple(a + c for a, c in zip(start, crop, strict=True)))
@@ -157,7 +166,9 @@ def predict_block(model: Segmenter, run: Run, volume: Volume, levels: Levels, bo
             mean, weight = align(predicted, window, symmetry, offsets)
             total[(slice(None), *there.slices)] += mean[(slice(None), *here.slices)].numpy()
             weights[(slice(None), *there.slices)] += weight[(slice(None), *here.slices)].numpy()
-    return np.rint(total / np.maximum(weights, 1e-12) * 255).astype(np.uint8)
+    total /= np.maximum(weights, 1e-12, out=weights)  # in place: these two are most of the memory
+    total *= 255
+    return np.rint(total, out=total).astype(np.uint8)
 
 
 def _match(symmetry: Symmetry, offset: tuple[int, int, int], offsets: tuple) -> bool:
