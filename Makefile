@@ -17,7 +17,8 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check src tests benchmarks
 
 bench: $(VENV)/.bench
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	$(BIN)/python benchmarks/models.py
+	$(BIN)/python benchmarks/scores.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("emae needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from emae import recipes
     from emae._config import Config, load_config, override
     from emae._datasets import DATASETS, describe, list_datasets, open_labels, open_volume
-    from emae._decode import Agglomeration, ClassicalConfig, choose_threshold, decode, segment_raw
+    from emae._decode import Agglomeration, ClassicalConfig, choose_classical, choose_decoder, decode, segment_raw
     from emae._demo import demo
     from emae._evaluate import Scores, score
     from emae._experiments import Finetune, Pretrain
@@ -38,7 +38,8 @@ _HOME = {
     "Run": "_runs",
     "Scores": "_evaluate",
     "Volume": "_volume",
-    "choose_threshold": "_decode",
+    "choose_classical": "_decode",
+    "choose_decoder": "_decode",
     "create_volume": "_volume",
     "decode": "_decode",
     "demo": "_demo",

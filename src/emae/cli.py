@@ -392,7 +392,7 @@ def baseline(
 
     [dim]emae baseline phantom/test classical.zarr --choose-on phantom/validation phantom/validation[/dim]
     """
-    from emae._decode import choose_classical, classical_grid
+    from emae._decode import classical_grid
     from emae._segment import save_labels
 
     _free(out, overwrite)
@@ -404,7 +404,9 @@ def baseline(
             _open(choose_on[0], voxel_size),
             emae.open_labels(choose_on[1], voxel_size_nm=_triple(voxel_size)),
         )
-        config, _ = choose_classical(held_labels, held_raw, classical_grid(held_raw.require_voxel_size()), emae.score)
+        config, _ = emae.choose_classical(
+            held_labels, held_raw, classical_grid(held_raw.require_voxel_size()), emae.score
+        )
         print(f"chosen: {config.model_dump_json()}", file=sys.stderr)
     else:
         config = emae.override(emae.ClassicalConfig(), [f"agglomeration.threshold={threshold}"])
