@@ -15,7 +15,7 @@ from emae._fit import fit
 from emae._geometry import Box
 from emae._predict import load_segmenter, predict_block
 from emae._runs import Run, create_run, load_tensors
-from emae._sampling import Crops, Cube, open_cubes
+from emae._sampling import Crops, Cube, common_voxel_size, open_cubes
 from emae.models._segmenter import Segmenter
 
 COVERAGE_FLOOR = 0.9
@@ -46,8 +46,8 @@ class Transfer(NamedTuple):
 def transfer(weights: dict[str, torch.Tensor], model: Segmenter) -> Transfer:
     """Copy the `encoder.` tensors of a pre-training run into the segmenter's encoder.
 
-    resized: the patch embedding of another patch size, brought to this one by linear interpolation of its kernel.
-    Other shapes that differ count as missing. Nothing is refused here; see `finetune`.
+    Tensors whose shapes differ count as missing: places are computed from nanometres, so none needs resizing, and
+    `resized` stays empty. Nothing is refused here; see `finetune`.
     """
     source = {k: v for k, v in weights.items() if k.startswith("encoder.")}
     own = {k: v for k, v in model.state_dict().items() if k.startswith("encoder.")}
@@ -76,7 +76,7 @@ def finetune(config: Finetune, out: str | Path, *, start: Run | Literal["scratch
     # what it learns from, where its choices are made
     cubes = open_cubes(config.training, config.normalisation, config.crop)
     held_out = open_cubes(config.validation, config.normalisation, config.crop, allow_smaller=True)
-    voxel_size_nm = cubes[0].voxel_size_nm
+    voxel_size_nm = common_voxel_size([*cubes, *held_out])
     crops = Crops(cubes, config.crop, config.augmentation, config.seed)
 
     # what learns

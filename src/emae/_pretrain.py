@@ -11,7 +11,7 @@ from emae._experiments import Pretrain
 from emae._fit import fit
 from emae._patches import grid_shape, patchify, sample_hidden, unpatchify
 from emae._runs import Run, create_run, load_run, load_tensors, load_weights
-from emae._sampling import Crops, open_cubes, sample_generator
+from emae._sampling import Crops, common_voxel_size, open_cubes, sample_generator
 from emae._view import panel
 from emae.models._mae import Mae
 
@@ -28,7 +28,7 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = False, overwri
     # what it learns from, what it is tested on
     cubes = open_cubes(config.volumes, config.normalisation, config.crop)
     held_out = open_cubes(config.held_out, config.normalisation, config.crop)
-    voxel_size_nm = cubes[0].voxel_size_nm
+    voxel_size_nm = common_voxel_size([*cubes, *held_out])
     crops = Crops(cubes, config.crop, config.augmentation, config.seed)
     tests = Crops(held_out, config.crop, STILL, seed=0) if held_out else None
 

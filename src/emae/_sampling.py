@@ -118,11 +118,16 @@ def open_cubes(sources: tuple[Source, ...] | tuple[LabelledSource, ...], normali
             cube = Cube(cube.raw, cube.levels, voxel_size_nm, held(labels),
                         None if valid is None else held(valid), source.offset_vx or (0, 0, 0), source.sections)
         cubes.append(cube)
+    return cubes
+
+
+def common_voxel_size(cubes: list[Cube]) -> tuple[float, float, float]:
+    """That of the first; ValueError where another, of training or held-out data, is more than 1.25x off on an axis."""
     sizes = {c.voxel_size_nm for c in cubes}
     if any(max(a, b) > 1.25 * min(a, b) for s in sizes for t in sizes for a, b in zip(s, t, strict=True)):
         raise ValueError("sources of one training differ in voxel size by more than 1.25x: "
                          + ", ".join(f"{c.raw.name} {c.voxel_size_nm} nm" for c in cubes))
-    return cubes
+    return cubes[0].voxel_size_nm
 
 
 class Crops:
