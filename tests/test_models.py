@@ -10,15 +10,21 @@ from torch.nn import functional as F
 
 from emae._finetune import transfer
 from emae._patches import blank_voxels, patchify, sample_hidden, token_centres_nm, unpatchify
-from emae.models._mae import Mae, MaeConfig, order_tokens, patch_normalise
+from emae.models._mae import Mae, MaeConfig, gather, order_tokens, patch_normalise
 from emae.models._segmenter import Segmenter, SegmenterConfig, depth_to_space, level_strides, space_to_depth
-from emae.models._vit import Block, Vit, VitConfig
+from emae.models._vit import Block, Places, Vit, VitConfig, turn
 
 NM = (40.0, 8.0, 8.0)
 PATCH, CROP, GRID = (2, 4, 4), (4, 16, 16), (2, 4, 4)
 VIT = VitConfig(patch=PATCH, width=24, depth=1, heads=2)
 MAE = MaeConfig(encoder=VIT, decoder_width=24, decoder_depth=1, decoder_heads=2)
 SEGMENTER = SegmenterConfig(encoder=VIT, stem=(1, 2, 2), channels=(8, 8))
+both_positions = pytest.mark.parametrize("positions", ["absolute", "rotary"])
+
+
+def placed(config, positions):
+    """The configuration with that kind of positions in its encoder."""
+    return config.model_copy(update={"encoder": VIT.model_copy(update={"positions": positions})})
 
 
 @pytest.fixture
@@ -49,8 +55,9 @@ def with_patch(x, token, value):
 # ---- the autoencoder
 
 
-def test_encoder_sees_visible_tokens_only(x, hidden):
-    model = built(Mae, MAE)
+@both_positions
+def test_encoder_sees_visible_tokens_only(x, hidden, positions):
+    model = built(Mae, placed(MAE, positions))
     with torch.no_grad():
         before, index = model.reconstruct(x, hidden, NM)
         assert before.shape == (2, 24, 32) and torch.equal(index[0], hidden[0].nonzero()[:, 0])
@@ -131,12 +138,12 @@ def test_fault_1_targets_are_the_tokens_the_network_was_not_shown(hidden):
 
 
 def test_fault_1_the_place_of_a_token_is_the_place_of_its_voxels():
-    """Learn a crop that is a function of place alone: with permuted places this stays unlearnable."""
+    """Learn a crop that is a function of place alone (rotary positions know differences of places only)."""
     places = token_centres_nm(GRID, PATCH, NM)
     z, y, x = (places - places.mean(0)).T / places.std(0)[:, None]
     crop = unpatchify((z + y * x)[None, :, None] + 0.1 * torch.randn(1, 32, 32), GRID, PATCH)
     torch.manual_seed(0)
-    model = Mae(MAE)
+    model = Mae(placed(MAE, "absolute"))
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(150):
         loss = model(crop, sample_hidden(32, 0.75, torch.Generator().manual_seed(step))[None], NM)
@@ -146,14 +153,15 @@ def test_fault_1_the_place_of_a_token_is_the_place_of_its_voxels():
     assert loss.item() < 0.2 * crop.var(), "the encoder's places say nothing about the decoder's"
 
 
-def test_one_model_runs_at_other_crops_and_places_are_in_nanometres(x):
-    model = built(Mae, MAE)
+@both_positions
+def test_one_model_runs_at_other_crops_and_places_are_in_nanometres(x, positions):
+    model = built(Mae, placed(MAE, positions))
     for shape, grid in [((2, 8, 16), 8), ((6, 8, 20), 30)]:
         hidden = sample_hidden(grid, 0.5, torch.Generator().manual_seed(0))[None]
         assert torch.isfinite(model(torch.randn(1, 1, *shape), hidden, NM))
     vit = model.encoder
-    assert torch.equal(vit.positions((2, 4, 4), NM)[0].view(2, 4, 4, -1)[:, :2, :3],
-                       vit.positions((2, 2, 3), NM)[0].view(2, 2, 3, -1))
+    large, small = (next(p for p in vit.places(grid, NM) if p is not None) for grid in ((2, 4, 4), (2, 2, 3)))
+    assert torch.equal(large[0].view(2, 4, 4, -1)[:, :2, :3], small[0].view(2, 2, 3, -1))
     with torch.no_grad():  # the same voxels with other sizes are other places
         assert not torch.allclose(vit(x, NM), vit(x, (8.0, 8.0, 8.0)))
         assert vit(x, NM).shape == (2, 24, *GRID)
@@ -177,6 +185,20 @@ def test_block_against_torch():
     torch.testing.assert_close(mine(tokens), theirs(tokens), atol=1e-5, rtol=1e-5)
 
 
+def test_turned_tokens_by_hand():
+    """Pair k is element k of the first half and of the second; the product of two knows only their difference."""
+    angle = torch.tensor([[[0.3, 1.1]], [[0.8, -2.0]]])
+    turned = torch.polar(torch.ones_like(angle), angle)
+    q = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
+    out = turn(q, turned[:1]).flatten()
+    wanted = [1 * np.cos(0.3) - 3 * np.sin(0.3), 2 * np.cos(1.1) - 4 * np.sin(1.1),
+              1 * np.sin(0.3) + 3 * np.cos(0.3), 2 * np.sin(1.1) + 4 * np.cos(1.1)]  # fmt: skip
+    np.testing.assert_allclose(out, wanted, rtol=1e-5)
+    k, shift = torch.randn(1, 1, 1, 4), torch.polar(torch.ones(1, 1, 2), torch.tensor([[[0.4, 7.0]]]))
+    product = (turn(q, turned[:1]) * turn(k, turned[1:])).sum()
+    torch.testing.assert_close((turn(q, turned[:1] * shift) * turn(k, turned[1:] * shift)).sum(), product)
+
+
 @pytest.mark.parametrize("config", [
     MAE.model_copy(update={"encoder": VIT.model_copy(update={"heads": 5})}),
     MAE.model_copy(update={"decoder_heads": 5}),
@@ -189,31 +211,32 @@ def test_heads_must_divide_the_width(config):
 # ---- the segmenter
 
 
-def test_transferred_encoder_gives_the_tokens_of_the_pre_trained_one(x):
-    mae, segmenter = built(Mae, MAE), built(Segmenter, SEGMENTER, 3, NM)
+@both_positions
+def test_transferred_encoder_gives_the_tokens_of_the_pre_trained_one(x, positions):
+    mae, segmenter = built(Mae, placed(MAE, positions)), built(Segmenter, placed(SEGMENTER, positions), 3, NM)
     with torch.no_grad():
         wanted = mae.encoder(x, NM)
         assert not torch.allclose(segmenter.encoder(x, NM), 0.9 * wanted)
         moved = transfer(mae.state_dict(), segmenter)
         assert torch.equal(segmenter.encoder(x, NM), wanted)
-        whole = sample_hidden(32, 0.5, torch.Generator().manual_seed(0))[None] & False
-        visible, _ = order_tokens(whole)  # the path of pre-training with nothing hidden
-        place = mae.encoder.positions(GRID, NM)
-        again = mae.encoder.encode(patchify(x, PATCH)[:, visible[0]], place)
-        torch.testing.assert_close(again.transpose(1, 2).reshape_as(wanted), wanted)
+        # the path of pre-training with nothing hidden, tokens in any order
+        order = torch.stack([torch.randperm(32, generator=torch.Generator().manual_seed(s)) for s in (1, 2)])
+        again = mae.encoder.encode(gather(patchify(x, PATCH), order), mae.encoder.places(GRID, NM).of(order))
+        torch.testing.assert_close(again, gather(wanted.flatten(2).transpose(1, 2), order))
     assert moved.coverage == 1 and not (moved.missing or moved.resized or moved.unexpected)
 
 
-def test_fault_2_the_segmenter_uses_positions(x):
+@both_positions
+def test_fault_2_the_segmenter_uses_positions(x, positions):
     """Without positions attention is blind to order: permuting the patches would permute the tokens."""
-    model = built(Segmenter, SEGMENTER, 3, NM)
+    model = built(Segmenter, placed(SEGMENTER, positions), 3, NM)
     order = torch.randperm(32, generator=torch.Generator().manual_seed(3))
     shuffled = unpatchify(patchify(x, PATCH)[:, order], GRID, PATCH)
     with torch.no_grad():
         tokens = model.encoder(x, NM).flatten(2)[:, :, order]
         assert (model.encoder(shuffled, NM).flatten(2) - tokens).abs().max() > 1e-2
         before = model(x)
-        model.encoder.positions = lambda grid, nm: torch.zeros(1, 32, 24)
+        model.encoder.places = lambda grid, nm: Places(None, None)
         blind = model.encoder(x, NM).flatten(2)[:, :, order]
         torch.testing.assert_close(model.encoder(shuffled, NM).flatten(2), blind)
         assert (model(x) - before).abs().max() > 1e-3

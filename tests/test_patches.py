@@ -14,6 +14,7 @@ from emae._patches import (
     hidden_count,
     patchify,
     positions,
+    rotations,
     sample_hidden,
     token_centres_nm,
     unpatchify,
@@ -108,6 +109,16 @@ def test_positions_by_hand():
     all_places = positions(token_centres_nm((4, 8, 8), (2, 4, 4), (40.0, 8.0, 8.0)), 24, (64.0, 16384.0))
     distance = torch.cdist(all_places, all_places) + 10 * torch.eye(len(all_places))
     assert distance.min() > 0.05, "two places share a code"
+
+
+def test_rotations_by_hand():
+    """Head width 14 = 7 pairs: 2 an axis, one that stays still."""
+    code = rotations(torch.tensor([[2.5, 0.0, 500.0]]), 14, (10.0, 1000.0))[0]
+    angles = 2 * np.pi * np.array([2.5 / 10, 2.5 / 1000, 0, 0, 500 / 10, 500 / 1000, 0])
+    np.testing.assert_allclose(code, np.exp(1j * angles), atol=1e-4)
+    large, small = (rotations(token_centres_nm(g, (2, 4, 4), (40.0, 8.0, 8.0)), 12, (64.0, 8192.0)).view(*g, 6)
+                    for g in ((4, 6, 5), (2, 3, 3)))  # fmt: skip
+    assert torch.equal(large[:2, :3, :3], small)
 
 
 def test_blank_voxels_are_whole_sections_of_a_patch():
