@@ -68,6 +68,21 @@ def positions(centres_nm_N3: torch.Tensor, width: int, wavelengths_nm: tuple[flo
     return torch.nn.functional.pad(code, (0, width - code.shape[1]))
 
 
+def rotations(centres_nm_N3: torch.Tensor, head_width: int, wavelengths_nm: tuple[float, float]) -> torch.Tensor:
+    """(N, head_width // 2) complex: rotary positions of token centres in nm (Su et al. 2021, per axis, in nm).
+
+    Each axis turns a third of the pairs (rounded down; the rest stays still), wavelengths as in `positions`. The product
+    of a turned query and a turned key depends on the difference of their places alone.
+    """
+    pairs = head_width // 6
+    shortest, longest = wavelengths_nm
+    steps = torch.linspace(0, 1, pairs) if pairs > 1 else torch.zeros(1)
+    frequency = 2 * math.pi / (shortest * (longest / shortest) ** steps)
+    phase = (centres_nm_N3[:, :, None] * frequency).flatten(1)  # (N, 3 * pairs)
+    phase = torch.nn.functional.pad(phase, (0, head_width // 2 - 3 * pairs))
+    return torch.polar(torch.ones_like(phase), phase)
+
+
 def blank_voxels(x_BCZYX: torch.Tensor, patch: Triple, spread: float = 0.01) -> torch.Tensor:
     """(B, N, P) bool, True where a section of a patch holds nothing: a missing section, a black border.
 

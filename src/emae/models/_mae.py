@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from emae._config import Config, Count
-from emae._patches import Triple, blank_voxels, grid_shape, patchify, positions, token_centres_nm
-from emae.models._vit import Block, Vit, VitConfig, initialise
+from emae._patches import Triple, blank_voxels, grid_shape, patchify
+from emae.models._vit import Block, Vit, VitConfig, initialise, places
 
 
 class MaeConfig(Config):
@@ -72,16 +72,16 @@ class Mae(nn.Module):
         config = self.config.encoder
         visible_BV, hidden_BM = order_tokens(hidden_BN)
         grid = grid_shape(tuple(x_BCZYX.shape[2:]), config.patch)
-        place = self.encoder.positions(grid, voxel_size_nm).expand(len(hidden_BN), -1, -1)
-        seen = self.encoder.encode(gather(patchify(x_BCZYX, config.patch), visible_BV), gather(place, visible_BV))
+        where = self.encoder.places(grid, voxel_size_nm)
+        seen = self.encoder.encode(gather(patchify(x_BCZYX, config.patch), visible_BV), where.of(visible_BV))
 
-        centres = token_centres_nm(grid, config.patch, voxel_size_nm)
-        place = positions(centres, self.config.decoder_width, config.wavelengths_nm).to(seen)
+        where = places(config, grid, voxel_size_nm, self.config.decoder_width, self.config.decoder_heads, seen)
         tokens = self.to_decoder(seen)
         x_BNE = self.mask_token.expand(len(seen), hidden_BN.shape[1], -1)
-        x_BNE = x_BNE.scatter(1, visible_BV[..., None].expand_as(tokens), tokens) + place
+        x_BNE = x_BNE.scatter(1, visible_BV[..., None].expand_as(tokens), tokens)
+        x_BNE = x_BNE if where.added is None else x_BNE + where.added
         for block in self.decoder:
-            x_BNE = block(x_BNE)
+            x_BNE = block(x_BNE, where.turned)
         return self.to_voxels(self.norm(gather(x_BNE, hidden_BM))), hidden_BM
 
     def forward(self, x_BCZYX: torch.Tensor, hidden_BN: torch.Tensor,

@@ -3,14 +3,14 @@
 Legend: B batch, N tokens, D width, P voxels of a patch, H heads.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from emae._config import Config, Count, Sides
-from emae._patches import Triple, patchify, positions, token_centres_nm
+from emae._patches import Triple, grid_shape, patchify, positions, rotations, token_centres_nm
 
 
 class VitConfig(Config):
@@ -23,12 +23,45 @@ class VitConfig(Config):
     depth: Count = 6
     heads: Count = 6
     mlp_ratio: float = 4.0
-    wavelengths_nm: tuple[float, float] = (64.0, 16384.0)
-    """shortest and longest wavelength of the sine-cosine positions"""
+    positions: Literal["absolute", "rotary"] = "rotary"
+    """absolute: sine-cosine codes added to the tokens; rotary: queries and keys are turned by their place"""
+    wavelengths_nm: tuple[float, float] = (128.0, 8192.0)
+    """shortest and longest wavelength of the positions"""
+
+
+class Places(NamedTuple):
+    """Where tokens lie, in the form a configuration wants it."""
+
+    added: torch.Tensor | None
+    """(B or 1, N, D), added to the tokens"""
+    turned: torch.Tensor | None
+    """(B or 1, N, head width / 2) complex, turns queries and keys"""
+
+    def of(self, index_BM: torch.Tensor) -> "Places":
+        """The places of some tokens of each sample."""
+        return Places(*(None if p is None else
+                        p.expand(len(index_BM), -1, -1).gather(1, index_BM[..., None].expand(-1, -1, p.shape[-1]))
+                        for p in self))
+
+
+def places(config: VitConfig, grid: Triple, voxel_size_nm: tuple[float, float, float], width: int, heads: int,
+           like: torch.Tensor) -> Places:
+    """Of a whole grid of tokens, for a transformer of that width and number of heads, on the device of `like`."""
+    centres = token_centres_nm(grid, config.patch, voxel_size_nm)
+    if config.positions == "absolute":
+        return Places(positions(centres, width, config.wavelengths_nm)[None].to(like), None)
+    return Places(None, rotations(centres, width // heads, config.wavelengths_nm)[None].to(like.device))
+
+
+def turn(x_BHNW: torch.Tensor, turned_BNW: torch.Tensor) -> torch.Tensor:
+    """Rotate pairs (first half, second half) of the last axis by the angle of each token and pair."""
+    cos, sin = turned_BNW.real[:, None], turned_BNW.imag[:, None]
+    a, b = x_BHNW.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); optionally only some tokens ask and are returned."""
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float):
         super().__init__()
@@ -42,9 +75,11 @@ class Block(nn.Module):
         self.up = nn.Linear(width, int(width * mlp_ratio))
         self.down = nn.Linear(int(width * mlp_ratio), width)
 
-    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BND: torch.Tensor, turned_BNW: torch.Tensor | None = None) -> torch.Tensor:
         B, N, D = x_BND.shape
         q, k, v = self.qkv(self.norm1(x_BND)).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        if turned_BNW is not None:
+            q, k = turn(q, turned_BNW), turn(k, turned_BNW)
         attended = F.scaled_dot_product_attention(q, k, v)
         x = x_BND + self.project(attended.transpose(1, 2).reshape(B, N, D))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
@@ -72,21 +107,20 @@ class Vit(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         initialise(self)
 
-    def encode(self, patches_BNP: torch.Tensor, positions_BND: torch.Tensor) -> torch.Tensor:
-        """(B, N, P) patches and (B or 1, N, D) positions -> (B, N, D) tokens."""
-        x = self.embed(patches_BNP) + positions_BND
+    def encode(self, patches_BNP: torch.Tensor, where: Places) -> torch.Tensor:
+        """(B, N, P) patches and their places -> (B, N, D) tokens."""
+        x = self.embed(patches_BNP)
+        x = x if where.added is None else x + where.added
         for block in self.blocks:
-            x = block(x)
+            x = block(x, where.turned)
         return self.norm(x)
 
-    def positions(self, grid: Triple, voxel_size_nm: tuple[float, float, float]) -> torch.Tensor:
-        """(1, N, D) for a whole grid of tokens."""
-        centres = token_centres_nm(grid, self.config.patch, voxel_size_nm)
-        code = positions(centres, self.config.width, self.config.wavelengths_nm)
-        return code[None].to(self.embed.weight)
+    def places(self, grid: Triple, voxel_size_nm: tuple[float, float, float]) -> Places:
+        """Of a whole grid of tokens."""
+        return places(self.config, grid, voxel_size_nm, self.config.width, self.config.heads, self.embed.weight)
 
     def forward(self, x_BCZYX: torch.Tensor, voxel_size_nm: tuple[float, float, float]) -> torch.Tensor:
         """Every token of a crop: (B, C, Z, Y, X) -> (B, D, gz, gy, gx)."""
-        z, y, x = (s // p for s, p in zip(x_BCZYX.shape[2:], self.config.patch, strict=True))
-        tokens = self.encode(patchify(x_BCZYX, self.config.patch), self.positions((z, y, x), voxel_size_nm))
+        z, y, x = grid_shape(tuple(x_BCZYX.shape[2:]), self.config.patch)
+        tokens = self.encode(patchify(x_BCZYX, self.config.patch), self.places((z, y, x), voxel_size_nm))
         return tokens.transpose(1, 2).reshape(len(tokens), -1, z, y, x)
