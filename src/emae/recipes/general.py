@@ -33,7 +33,7 @@ def finetune_isotropic() -> Finetune:
     return Finetune(training=(LabelledSource(raw=Source(path="phantom/train")),),
                     validation=(LabelledSource(raw=Source(path="phantom/validation")),), crop=(32, 64, 64),
                     model=ISOTROPIC, target=ISOTROPIC_TARGET,
-                    schedule=Schedule(steps=2500, batch=2, rate=1e-3, warmup=100, validate_every=500,
+                    schedule=Schedule(steps=2000, batch=2, rate=1e-3, warmup=100, validate_every=500,
                                       checkpoint_every=250))
 
 
@@ -51,5 +51,5 @@ def finetune_sections() -> Finetune:
                     validation=(LabelledSource(raw=Source(path="phantom/validation")),), crop=(8, 160, 160),
                     model=SECTIONS, target=SECTIONS_TARGET,
                     augmentation=Augmentation(blur=0.2, missing_section=0.1),
-                    schedule=Schedule(steps=2500, batch=2, rate=1e-3, warmup=100, validate_every=500,
+                    schedule=Schedule(steps=2000, batch=2, rate=1e-3, warmup=100, validate_every=500,
                                       checkpoint_every=250))
