@@ -55,7 +55,7 @@ def line_chart(lines: list[Line], x_label: str, y_label: str, y_range: tuple[flo
     low, high = y_range or (min(ys), max(ys))
     x_ticks, y_ticks = ticks(min(0, min(xs)), max(xs)), ticks(low, high)
     (x0, x1), (y0, y1) = (min(0, min(xs)), max(xs)), (min(low, y_ticks[0]), max(high, y_ticks[-1]))
-    left, right, top, bottom, width, height = 56, 12, 10, 44, 560, 320
+    left, right, top, bottom, width, height = 68, 12, 10, 44, 560, 320
 
     def px(x: float) -> float:
         return left + (x - x0) / max(x1 - x0, 1e-12) * (width - left - right)
@@ -279,7 +279,8 @@ def pretraining(mae: Run) -> str:
     for key, name, colour, dash in (("visible_mean", "mean of the visible voxels", "#9a9a9a", "2 4"),
                                     ("interpolation", "interpolation from visible patches", "#c4572b", "7 4"),
                                     ("oracle_mean", "true mean of each hidden patch (an oracle)", "#5b8c3a", "9 3 2 3")):
-        lines.append(Line(name, steps, [m[f"{kind}_{key}"] for m in looks], colour, dash))
+        values = [m[f"{kind}_{key}"] for m in looks]  # of the same crops at every look
+        lines.append(Line(name, [0, *steps], [values[0], *values], colour, dash))
     last = looks[-1]
     below = last[f"{kind}_loss"] < last[f"{kind}_interpolation"]
     shown = [v for line in lines[1:] for v in line.y]
