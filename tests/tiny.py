@@ -59,7 +59,8 @@ def pretrain_config(path: Path, steps: int = 4, **values) -> Pretrain:
 
 def finetune_config(path: Path, steps: int = 4, **values) -> Finetune:
     values = {"training": (labelled(path),), "validation": (labelled(path),), "crop": CROP, "model": SEGMENTER,
-              "target": Affinities(offsets=(*NEAREST, (0, -4, 0))), "schedule": schedule(steps)} | values  # fmt: skip
+              "target": Affinities(offsets=(*NEAREST, (0, -4, 0))), "schedule": schedule(steps),
+              "decoders": (Agglomeration(fragments="sections"),)} | values  # fmt: skip
     return Finetune(**values)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from emae._decode import decode
 from emae._predict import predict
 from emae._runs import Run
-from emae._volume import Volume, create_volume, resample
+from emae._volume import Volume, check_output, create_volume, resample
 
 
 def segment(run: Run, volume: Volume, out: str | Path, *, overlap: float = 0.5, mirror: int = 1, resample_to_run: bool = False,
@@ -23,8 +23,7 @@ def segment(run: Run, volume: Volume, out: str | Path, *, overlap: float = 0.5, 
     if run.decoder.threshold is None:
         raise ValueError(f"{run.name}: no threshold was chosen (the run had no held-out labels); give one with "
                          "emae decode --threshold, after emae predict")
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists: choose another name, or replace it with --overwrite")
+    check_output(out, overwrite)
     affinities = predict(run, volume, prediction_path(out), overlap=overlap, mirror=mirror,
                          resample_to_run=resample_to_run, any_voxel_size=any_voxel_size, overwrite=overwrite, say=say)
     labels = decode(affinities, run.decoder)
@@ -48,13 +47,12 @@ def fit_shape(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def save_labels(labels: np.ndarray, out: str | Path, source: Volume, run: Run | None = None, *,
                 overwrite: bool = False) -> Volume:
-    """Write (Z, Y, X) instance labels beside what they came from."""
+    """Write (Z, Y, X) instance labels and what they came from; all of them or, when interrupted, nothing."""
     attrs = {"source": source.name, "source_box": str(source.box)}
     if run is not None:
         attrs |= {"run": run.name, "decoder": run.decoder.model_dump(mode="json"),
                   "threshold_chosen_on": run.record.get("threshold_chosen_on", "")}
-    target = create_volume(out, labels.shape, labels.dtype, source.require_voxel_size(), attrs=attrs, overwrite=overwrite)
-    target[...] = labels
-    return target
+    return create_volume(out, labels.shape, labels.dtype, source.require_voxel_size(), attrs=attrs, overwrite=overwrite,
+                         array=labels)
 
 

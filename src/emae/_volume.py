@@ -248,12 +248,13 @@ def create_volume(
     attrs: dict | None = None,
     overwrite=False,
     resume=False,
+    array: np.ndarray | None = None,
 ) -> Volume:
     """A new OME-Zarr 0.5 volume to write into: (Z, Y, X) or (C, Z, Y, X), voxel size in nm, filled with 0.
 
     attrs go under attributes["emae"] and come back as Volume.attrs. A chunk is written whole or not at all
     (temporary file, then rename); two writers must not share a chunk. resume=True reopens an existing one of
-    the same shape, type and attrs. FileExistsError where something is there; overwrite=True replaces what was
+    the same shape, type and attrs. array: its voxels, in place before the volume gets its name. FileExistsError where something is there; overwrite=True replaces what was
     written by this function, nothing else. OSError without the free space.
     """
     path, shape, dtype = Path(path), tuple(int(s) for s in shape), np.dtype(dtype)
@@ -267,17 +268,9 @@ def create_volume(
     if chunk_shape is None:  # 1 MB of uint8; a channel apart, so that one can be looked at alone
         chunk_shape = (1,) * (len(shape) - 3) + (64, 128, 128)
     chunk_shape = tuple(min(int(c), s) for c, s in zip(chunk_shape, shape, strict=True))
-    if path.exists():
-        if resume:
-            return _reopened(path, shape, dtype, voxel_size_nm, attrs)
-        if not overwrite:
-            raise FileExistsError(f"{path} exists: choose another name, or replace it with --overwrite")
-        # --overwrite must not cost a lab its data
-        if "emae" not in (zarr_node(Place(str(path))) or ("", {}))[1]:
-            raise FileExistsError(
-                f"{path} exists and was not written by emae: it is never replaced, choose another name"
-            )
-    _check_writable(path)
+    if resume and path.exists():
+        return _reopened(path, shape, dtype, voxel_size_nm, attrs)
+    check_output(path, overwrite)
     check_free_space(
         path.parent,
         math.prod(shape) * dtype.itemsize // (8 if dtype.itemsize >= 4 and dtype.kind in "ui" else 1),
@@ -311,13 +304,28 @@ def create_volume(
     (draft / "zarr.json").write_text(
         json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1)
     )
+    if array is not None:
+        try:
+            _writable(draft, open_path(draft))[...] = array
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
     if path.exists():
         shutil.rmtree(path)
     os.rename(draft, path)
     return _writable(path, open_path(path))
 
 
-def _check_writable(path: Path) -> None:
+def check_output(path: Path, overwrite: bool) -> None:
+    """Whether `create_volume` may write there; FileExistsError, FileNotFoundError or ValueError otherwise."""
+    if path.exists():
+        if not overwrite:
+            raise FileExistsError(f"{path} exists: choose another name, or replace it with --overwrite")
+        # --overwrite must not cost a lab its data
+        if "emae" not in (zarr_node(Place(str(path))) or ("", {}))[1]:
+            raise FileExistsError(
+                f"{path} exists and was not written by emae: it is never replaced, choose another name"
+            )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: its folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK):
