@@ -41,7 +41,7 @@ def demo(data: str = "phantom", out: str | Path = "runs/demo", overwrite: bool =
     """Pre-train, fine-tune from it and from scratch, segment the test volume, score; returns the page.
 
     data: phantom, or a data set with a recipe, neurons and a file here. out: the demo's folder, with the runs `mae`,
-    `pretrained` and `scratch` in it and the page, `index.html`; it is itself a run to predict with, the pre-trained one.
+    `pretrained` and `scratch` in it and the page, `index.html`; it is itself a run to predict with (the pre-trained).
     Interrupted, it goes on where it was (resume), else an existing folder is refused, or replaced (overwrite).
     """
     if data not in SHORT:

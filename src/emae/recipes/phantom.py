@@ -17,7 +17,8 @@ def pretrain() -> Pretrain:
     """About a minute on 2 cores; ends below interpolation on held-out tissue."""
     base = general.pretrain_sections()
     return base.model_copy(update={
-        "volumes": (Source(path="phantom/train"),), "held_out": (Source(path="phantom/validation"),), "crop": (8, 96, 96),
+        "volumes": (Source(path="phantom/train"),), "held_out": (Source(path="phantom/validation"),),
+        "crop": (8, 96, 96),
         "model": MaeConfig(encoder=ENCODER, decoder_depth=2, decoder_heads=4),
         "schedule": Schedule(steps=600, batch=4, rate=2e-3, warmup=60, validate_every=100, checkpoint_every=100)})
 
