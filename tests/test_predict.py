@@ -165,7 +165,9 @@ def by_loop(run, array, overlap=0.5):
     return (total / weight * 255)[(slice(None), *(slice(0, s) for s in shape))]
 
 
-@pytest.mark.parametrize("shape, overlap", [((9, 50, 45), 0.5), ((9, 50, 45), 0.0), ((3, 20, 50), 0.5), ((2, 9, 7), 0.5)])
+@pytest.mark.parametrize("shape, overlap", [
+    ((9, 50, 45), 0.5), ((9, 50, 45), 0.0), ((3, 20, 50), 0.5), ((2, 9, 7), 0.5),
+])
 def test_prediction_is_the_loop_and_no_block_shows(run, shape, overlap):
     """Also for volumes smaller than a crop: the rest is reflected, however little there is."""
     em = volume(shape)
@@ -185,7 +187,8 @@ def test_per_section_levels_and_contrast_go_through_prediction(tmp_path):
     jumps = array.copy()
     jumps[5] += 100
     plain = np.asarray(predict(one, Volume.from_array(array, tiny.NM)))
-    np.testing.assert_array_equal(np.asarray(predict(one, Volume.from_array(jumps, tiny.NM), block_vx=(4, 32, 32))), plain)
+    jumped = predict(one, Volume.from_array(jumps, tiny.NM), block_vx=(4, 32, 32))
+    np.testing.assert_array_equal(np.asarray(jumped), plain)
     inverted = np.asarray(predict(two, Volume.from_array(255 - array, tiny.NM))).astype(int)
     assert np.abs(inverted - plain).max() <= 3
 
@@ -285,8 +288,9 @@ def test_existing_outputs_are_refused(run, tmp_path, monkeypatch):
     other = tiny.untrained_run(tmp_path / "other", seed=1)
     renamed = Volume.from_array(np.asarray(em), tiny.NM, name="another")
     changed = Volume.from_array(255 - np.asarray(em) // 2, tiny.NM, name="mine")
-    for args, values in [((other, em), {}), ((run, renamed), {}), ((run, em), {"mirror": 2}), ((run, em), {"overlap": 0.25}),
-                         ((run, em.with_voxel_size((40.0, 8.0, 9.0))), {})]:  # fmt: skip
+    resized = em.with_voxel_size((40.0, 8.0, 9.0))
+    for args, values in [((other, em), {}), ((run, renamed), {}), ((run, resized), {}), ((run, em), {"mirror": 2}),
+                         ((run, em), {"overlap": 0.25})]:  # fmt: skip
         with pytest.raises(FileExistsError, match="a.zarr: holds another prediction .*--overwrite"):
             predict(*args, out, block_vx=(4, 32, 32), **values)
     section = tiny.untrained_run(tmp_path / "section", normalisation=Normalisation())

@@ -143,7 +143,7 @@ def test_what_is_refused_before_any_work(run, tissue, tmp_path, monkeypatch):
 
 
 def test_from_raw_to_instances(tmp_path, monkeypatch):
-    """Flow: pre-train on tissue, fine-tune from it, segment other tissue; far better than one object or single voxels."""
+    """Flow: pre-train on tissue, fine-tune from it, segment other tissue; far better than one object."""
     monkeypatch.setattr("emae._runs.Run._tensorboard", lambda self: None)
     torch.set_num_threads(1)
     config = PhantomConfig(shape=(12, 128, 128), voxel_size_nm=tiny.NM, noise=0.3).without_defects()

@@ -58,7 +58,7 @@ def test_what_a_pre_training_leaves(em, tmp_path):
     steps = [m["step"] for m in run.metrics() if "loss" in m]
     assert steps == [3, 5, 6, 8], "every 5 steps and at every checkpoint"
     looked = run.metrics()[-1]
-    assert set(looked) == {"step", "held_out_loss", *(f"held_out_{b}" for b in BASELINES)}, "the loss beside its baselines"
+    assert set(looked) == {"step", "held_out_loss", *(f"held_out_{b}" for b in BASELINES)}, "loss beside baselines"
     assert all(np.isfinite(v) and v > 0 for v in looked.values())
     assert looked["held_out_oracle_mean"] < looked["held_out_visible_mean"]
     picture = Image.open(tmp_path / "run/pictures/step_00000008.png")
@@ -111,7 +111,7 @@ def test_pre_training_learns(tmp_path):
     """A grating in y, the same in every section: after a few steps better than the mean of the visible voxels."""
     y = np.arange(64)[None, :, None] + np.zeros((12, 64, 64))
     with h5py.File(tmp_path / "em.h5", "w") as file:
-        file["raw"] = (128 + 100 * np.sin(y * np.pi / 8) + 9 * np.random.default_rng(0).random(y.shape)).astype(np.uint8)
+        file["raw"] = np.uint8(128 + 100 * np.sin(y * np.pi / 8) + 9 * np.random.default_rng(0).random(y.shape))
     config = tiny.pretrain_config(tmp_path / "em.h5", schedule=tiny.schedule(
         40, rate=1e-2, report_every=1, validate_every=40, checkpoint_every=40))  # fmt: skip
     metrics = pretrain(config, tmp_path / "run", say=tiny.quiet).metrics()
@@ -135,7 +135,7 @@ def test_pictures_show_visible_patches_as_they_are(target):
     tokens = patchify(x, (2, 8, 8))
     assert torch.equal(imagined[~hidden], tokens[~hidden]) and torch.equal(black[~hidden], tokens[~hidden])
     assert bool((black[hidden] == -2).all())
-    predicted = model.reconstruct(x, hidden, tiny.NM)[0].reshape(-1, 128)  # hidden tokens in order, as the mask has them
+    predicted = model.reconstruct(x, hidden, tiny.NM)[0].reshape(-1, 128)  # hidden tokens in the order of the mask
     if target == "patch-normalised":
         true = tokens[hidden]
         predicted = predicted * true.std(1, unbiased=False, keepdim=True) + true.mean(1, keepdim=True)
@@ -237,8 +237,9 @@ def test_starts_that_are_refused(em, mae, tmp_path, monkeypatch):
     hollow = other_mae(mae, tmp_path / "hollow", {k: v for k, v in weights.items() if "blocks" not in k})
     with pytest.raises(ValueError, match="hollow: only .*% of the encoder would be filled, want 90% or more\ntransfer"):
         finetune(config, tmp_path / "out", start=hollow, say=tiny.quiet)
-    for values, wanted in [({"width": 48}, "width: 48 there, 24 here"), ({"patch": (2, 4, 4)}, r"patch: \(2, 4, 4\) there"),
-                           ({"depth": 2}, "depth: 2 there, 1 here"), ({"wavelengths_nm": (8, 99)}, "wavelengths")]:  # fmt: skip
+    for values, wanted in [({"width": 48}, "width: 48 there, 24 here"), ({"depth": 2}, "depth: 2 there, 1 here"),
+                           ({"patch": (2, 4, 4)}, r"patch: \(2, 4, 4\) there"),
+                           ({"wavelengths_nm": (8, 99)}, "wavelengths")]:  # fmt: skip
         with pytest.raises(ValueError, match=f"a checkpoint of another architecture.*{wanted}"):
             finetune(config, tmp_path / "out", start=other_mae(mae, tmp_path / wanted[:4], **values), say=tiny.quiet)
     (hollow.folder / "weights.safetensors").unlink()

@@ -57,7 +57,8 @@ class Pretrain(Config):
     def _parts_fit(self) -> "Pretrain":
         tokens = grid_shape(self.crop, self.model.encoder.patch)
         if tokens[0] * tokens[1] * tokens[2] < 4:
-            raise ValueError(f"a crop of {self.crop} holds {tokens} patches of {self.model.encoder.patch}; want 4 or more")
+            raise ValueError(f"a crop of {self.crop} holds {tokens} patches of {self.model.encoder.patch}; "
+                             "want 4 or more")
         return self
 
 

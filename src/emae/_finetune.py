@@ -127,12 +127,12 @@ def _start_from(start: Run, model: Segmenter, voxel_size_nm: tuple[float, float,
     if mine != theirs:
         different = [f"{k}: {getattr(theirs, k)} there, {getattr(mine, k)} here" for k in type(mine).model_fields
                      if getattr(mine, k) != getattr(theirs, k)]
-        raise ValueError(f"{start.name}: a checkpoint of another architecture ({'; '.join(different)}); set model.encoder "
-                         "to the pre-training's")
+        raise ValueError(f"{start.name}: a checkpoint of another architecture ({'; '.join(different)}); set "
+                         "model.encoder to the pre-training's")
     sizes = list(zip(start.voxel_size_nm, voxel_size_nm, strict=True))
     if not any_voxel_size and any(max(a, b) > 1.25 * min(a, b) for a, b in sizes):
-        raise ValueError(f"{start.name}: pre-trained at voxels of {start.voxel_size_nm} nm, labels at {voxel_size_nm} nm; "
-                         "pre-train on a volume --resample'd to the labels' size, or allow it with --any-voxel-size")
+        raise ValueError(f"{start.name}: pre-trained at voxels of {start.voxel_size_nm} nm, labels at {voxel_size_nm} "
+                         "nm; pre-train on a volume --resample'd to the labels' size, or allow it with --any-voxel-size")
     moved = transfer(load_tensors(start.weights), model)
     if moved.coverage < COVERAGE_FLOOR:
         raise ValueError(f"{start.name}: only {moved.coverage:.1%} of the encoder would be filled, want "
@@ -163,5 +163,5 @@ def calibrate(run: Run, held_out: list[Cube], say: Callable[[str], None] = print
                 and row["config"]["fragments"] == decoder.fragments)
     run.save_record(decoder=decoder.model_dump(mode="json"), threshold_table=table,
                     threshold_chosen_on=f"{cube.labels.name} {box}")
-    say(f"threshold {decoder.threshold} with fragments {decoder.fragments} chosen on held-out labels: adapted Rand error "
-        f"{best['adapted_rand_error']:.4f}, VOI {best['voi_split']:.3f} + {best['voi_merge']:.3f}")
+    say(f"threshold {decoder.threshold} with fragments {decoder.fragments} chosen on held-out labels: adapted Rand "
+        f"error {best['adapted_rand_error']:.4f}, VOI {best['voi_split']:.3f} + {best['voi_merge']:.3f}")

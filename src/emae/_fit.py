@@ -68,8 +68,8 @@ def fit(model: torch.nn.Module, step: Step, validate: Validate, schedule: Schedu
             means = {k: float(torch.stack([s[k] for s in seen]).mean()) for k in seen[0]}
             for name in ("loss", "gradient_norm"):
                 if not math.isfinite(means[name]):
-                    raise ArithmeticError(f"{run.name}: the {name.replace('_', ' ')} is {means[name]} near step {done}; "
-                                          "start another run with a lower schedule.rate (the last checkpoint is whole)")
+                    raise ArithmeticError(f"{run.name}: the {name.replace('_', ' ')} is {means[name]} near step {done};"
+                                          " start another run with a lower schedule.rate (the last checkpoint is whole)")
             elapsed = time.perf_counter() - started
             pace = (done - first) / elapsed
             seen.clear()

@@ -69,7 +69,8 @@ def measure_levels(volume: Volume, config: Normalisation) -> Levels:
     samples = []
     for z in range(0, depth, every):
         start = [max(0, (s - SAMPLE_EXTENT) // 2) for s in volume.shape[1:]]
-        box = Box((z, *start), (z + 1, *(a + min(SAMPLE_EXTENT, s) for a, s in zip(start, volume.shape[1:], strict=True))))
+        stop = [a + min(SAMPLE_EXTENT, s) for a, s in zip(start, volume.shape[1:], strict=True)]
+        box = Box((z, *start), (z + 1, *stop))
         section = volume.read(box)
         if section.min() == section.max():
             continue

@@ -121,7 +121,8 @@ class Run:
             except ValueError:
                 continue  # cut short by a full disk under an older system; the one before is whole
             step = int(re.findall(r"\d+", path.stem)[-1])
-            load_weights(model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}, path)
+            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+            load_weights(model, weights, path)
             states: dict[int, dict] = {}
             for key, value in tensors.items():
                 if key.startswith("optimiser."):
@@ -189,7 +190,8 @@ def difference(one: Config, other: Config) -> str:
     """The settings that differ, 'a.b: 1 against 2'."""
     def flat(values: Any, path: str = "") -> dict:
         if isinstance(values, dict):
-            return {k: v for key, value in values.items() for k, v in flat(value, f"{path}.{key}" if path else key).items()}
+            parts = [flat(value, f"{path}.{key}" if path else key) for key, value in values.items()]
+            return {k: v for part in parts for k, v in part.items()}
         return {path: values}
     a, b = flat(one.model_dump(mode="json")), flat(other.model_dump(mode="json"))
     return ", ".join(f"{k}: {a.get(k)} against {b.get(k)}" for k in a.keys() | b.keys() if a.get(k) != b.get(k))
@@ -199,8 +201,8 @@ def code_version() -> str:
     """Version, and the commit where the package lies in a git checkout of its own."""
     here = Path(__file__).parent
     try:
-        out = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True,
-                             timeout=10)
+        out = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True,
+                             text=True, timeout=10)
         commit = out.stdout.strip() if out.returncode == 0 else ""
     except OSError:
         commit = ""
@@ -218,7 +220,8 @@ def write_whole(path: Path, data: bytes) -> None:
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise OSError(error.errno, f"{path}: could not be written ({error.strerror}); what was there before is whole") from error
+        fault = f"{path}: could not be written ({error.strerror}); what was there before is whole"
+        raise OSError(error.errno, fault) from error
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, str]) -> None:

@@ -11,8 +11,8 @@ from emae._runs import Run
 from emae._volume import Volume, check_output, create_volume, resample
 
 
-def segment(run: Run, volume: Volume, out: str | Path, *, overlap: float = 0.5, mirror: int = 1, resample_to_run: bool = False,
-            any_voxel_size: bool = False, overwrite: bool = False,
+def segment(run: Run, volume: Volume, out: str | Path, *, overlap: float = 0.5, mirror: int = 1,
+            resample_to_run: bool = False, any_voxel_size: bool = False, overwrite: bool = False,
             say: Callable[[str], None] = lambda text: None) -> Volume:
     """Instances of a (Z, Y, X) volume, written to `out` (OME-Zarr 0.5, uint64) on the volume's own grid.
 

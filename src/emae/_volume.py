@@ -254,8 +254,9 @@ def create_volume(
 
     attrs go under attributes["emae"] and come back as Volume.attrs. A chunk is written whole or not at all
     (temporary file, then rename); two writers must not share a chunk. resume=True reopens an existing one of
-    the same shape, type and attrs. array: its voxels, in place before the volume gets its name. FileExistsError where something is there; overwrite=True replaces what was
-    written by this function, nothing else. OSError without the free space.
+    the same shape, type and attrs. array: its voxels, in place before the volume gets its name.
+    FileExistsError where something is there; overwrite=True replaces what was written by this function,
+    nothing else. OSError without the free space.
     """
     path, shape, dtype = Path(path), tuple(int(s) for s in shape), np.dtype(dtype)
     voxel_size_nm, attrs = checked_voxel_size(voxel_size_nm), json.loads(json.dumps(attrs or {}))
