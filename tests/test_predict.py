@@ -208,16 +208,12 @@ def test_what_prediction_returns(run, tmp_path):
 # ---- interrupted
 
 
-class Stop(BaseException):
-    """Not an Exception: nothing may swallow it."""
-
-
 def stops_after(count, monkeypatch):
     original, calls = predict_module.predict_block, []
 
     def block(*args, **kwargs):
         if len(calls) == count:
-            raise Stop
+            raise tiny.Stop
         calls.append(args[4])
         return original(*args, **kwargs)
 
@@ -229,7 +225,7 @@ def stops_after(count, monkeypatch):
 def test_interrupted_and_started_again_goes_on(run, tmp_path, monkeypatch, after):
     em, block, out = volume((8, 40, 40)), (4, 32, 32), tmp_path / "a.zarr"
     wanted = np.asarray(predict(run, em, block_vx=block))
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch, pytest.raises(tiny.Stop):
         stops_after(after, patch)
         predict(run, em, out, block_vx=block)
     assert not complete(out)
@@ -244,8 +240,8 @@ def test_interrupted_and_started_again_goes_on(run, tmp_path, monkeypatch, after
 
 def test_killed_before_the_first_note(run, tmp_path, monkeypatch):
     em, out = volume((4, 32, 32)), tmp_path / "a.zarr"
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(predict_module, "write_whole", lambda *args: (_ for _ in ()).throw(Stop()))
+    with monkeypatch.context() as patch, pytest.raises(tiny.Stop):
+        patch.setattr(predict_module, "write_whole", tiny.stop)
         predict(run, em, out)
     assert out.exists() and not complete(out)
     np.testing.assert_array_equal(np.asarray(predict(run, em, out)), np.asarray(predict(run, em)))
@@ -282,7 +278,7 @@ def test_existing_outputs_are_refused(run, tmp_path, monkeypatch):
                 predict(run, em, tmp_path / name, overwrite=overwrite)
     assert (tmp_path / "thesis/a.txt").exists() and (tmp_path / "file.zarr").read_text() == "x"
     out = tmp_path / "a.zarr"
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch, pytest.raises(tiny.Stop):
         stops_after(2, patch)
         predict(run, em, out, block_vx=(4, 32, 32))
     other = tiny.untrained_run(tmp_path / "other", seed=1)

@@ -114,13 +114,13 @@ def test_a_run_killed_while_it_was_made_goes_on(tmp_path, config, monkeypatch):
     def dies(path, data, left):
         writes.append(path.name)
         if len(writes) > left:
-            raise KeyboardInterrupt
+            raise tiny.Stop
         write_whole(path, data)
 
     for left in range(2):
         folder = tmp_path / str(left)
         writes.clear()
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch, pytest.raises(tiny.Stop):
             patch.setattr("emae._runs.write_whole", lambda path, data, left=left: dies(path, data, left))
             new(folder, config)
         (folder / "run.json.part").write_text("{")

@@ -193,15 +193,14 @@ def test_transfer_table():
 def started(monkeypatch):
     """The model as finetune hands it to fit."""
     seen = []
-    monkeypatch.setattr(finetune_module, "fit", lambda model, *args, **kw: seen.append(model) or (_ for _ in ()).throw(
-        KeyboardInterrupt))  # fmt: skip
+    monkeypatch.setattr(finetune_module, "fit", lambda model, *args, **kw: seen.append(model) or tiny.stop())
     return seen
 
 
 def test_scratch_and_pre_trained_begin_alike_but_for_the_encoder(em, mae, tmp_path, monkeypatch):
     seen, said = started(monkeypatch), []
     for name, start in (("scratch", "scratch"), ("mae", mae)):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(tiny.Stop):
             finetune(tiny.finetune_config(em), tmp_path / name, start=start, say=said.append)
     scratch, pre_trained = (m.state_dict() for m in seen)
     wanted = load_tensors(mae.weights)
@@ -262,9 +261,9 @@ def test_another_voxel_size_needs_an_explicit_allowance(em, mae, tmp_path, monke
             finetune(config, tmp_path / "out", start=mae, say=tiny.quiet)
         for part in (str(tiny.NM), str(size), "--resample", "--any-voxel-size"):
             assert part in str(error.value)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(tiny.Stop):
         finetune(config, tmp_path / "out", start=mae, any_voxel_size=not near, say=tiny.quiet)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(tiny.Stop):
         finetune(config, tmp_path / "scratch", start="scratch", say=tiny.quiet)
 
 
@@ -291,11 +290,8 @@ def test_what_a_fine_tuning_leaves(em, mae, tmp_path):
 
 
 def test_killed_before_the_threshold_was_chosen(em, tmp_path, monkeypatch):
-    def stop(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(finetune_module, "calibrate", stop)
+    with monkeypatch.context() as patch, pytest.raises(tiny.Stop):
+        patch.setattr(finetune_module, "calibrate", tiny.stop)
         finetune(tiny.finetune_config(em, 1), tmp_path / "run", start="scratch", say=tiny.quiet)
     assert load_run(tmp_path / "run").decoder.threshold is None
     run = finetune(tiny.finetune_config(em, 1), tmp_path / "run", start="scratch", resume=True, say=tiny.quiet)
@@ -321,11 +317,11 @@ def test_the_threshold_is_chosen_on_known_labels_only(em, tmp_path, monkeypatch)
 
     def choose(true, affinities, decoders, score, **values):
         seen.update(true=true, affinities=affinities, **values)
-        raise KeyboardInterrupt
+        raise tiny.Stop
 
     monkeypatch.setattr(finetune_module, "choose_decoder", choose)
     config = tiny.finetune_config(em, 1, validation=(cube,))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(tiny.Stop):
         finetune(config, tmp_path / "run", start="scratch", say=tiny.quiet)
     np.testing.assert_array_equal(seen["true"], labels)
     valid[1] = False
