@@ -162,4 +162,5 @@ def test_verdict_says_when_the_aim_was_missed():
 
     assert "67% below" in of(0.1, 0.2, 0.3) and "missed" not in of(0.1, 0.2, 0.3) and "lowered" in of(0.1, 0.2, 0.3)
     assert "missed" in of(0.25, 0.2, 0.3) and "did not lower" in of(0.25, 0.2, 0.3)
+    assert "did not lower" in of(0.2, 0.2, 0.3)
     assert "33% above" in of(0.4, 0.2, 0.3)

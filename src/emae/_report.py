@@ -261,9 +261,9 @@ def verdict(demo: dict) -> str:
     saved = 1 - error["pretrained"] / error["classical"]
     text = (f"The pre-trained network's error is {abs(saved):.0%} {'below' if saved >= 0 else 'above'} that of the classical method"
             + (" (the aim was a third or more). " if saved >= 1 / 3 else ": the aim, a third or more, was missed in this time. "))
-    gain = error["scratch"] - error["pretrained"]
-    text += (f"Pre-training {'lowered' if gain >= 0 else 'did not lower'} the error against the same training from scratch "
-             f"({error['pretrained']:.3f} against {error['scratch']:.3f}).")
+    pretrained, scratch = (round(error[arm], 3) for arm in ARMS)
+    text += (f"Pre-training {'lowered' if pretrained < scratch else 'did not lower'} the error against the same training from "
+             f"scratch ({pretrained:.3f} against {scratch:.3f}).")
     return text + (" <strong>One seed and one test volume prove nothing</strong>: two trainings that differ in their seed alone "
                    "differ too; what pre-training is worth takes several seeds and label budgets.")
 
@@ -302,7 +302,8 @@ def finetuning(runs: dict[str, Run]) -> str:
         lines.append(series(metrics, "loss", f"{name}, training", light, width=1.5))
         lines.append(series(metrics, "held_out_loss", f"{name}, held-out labels", COLOURS[arm], width=2.6, dots=True))
         held |= bool(lines[-1].x)
-        table = runs[arm].record.get("threshold_table", [])
+        decoder = runs[arm].decoder.model_copy(update={"threshold": None}).model_dump()
+        table = [row for row in runs[arm].record.get("threshold_table", []) if row["config"] == decoder]
         sweeps.append(Line(name, [r["threshold"] for r in table], [r["adapted_rand_error"] for r in table], COLOURS[arm]))
     schedule = runs["scratch"].config.schedule
     chosen = runs["pretrained"].record.get("threshold_chosen_on", "")

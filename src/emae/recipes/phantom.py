@@ -3,6 +3,7 @@
 Small patches and a small transformer, for minutes on a laptop; everything else is as for serial sections.
 """
 
+from emae._decode import Agglomeration
 from emae._experiments import Finetune, Pretrain, Schedule
 from emae._sampling import Source
 from emae.models._mae import MaeConfig
@@ -28,4 +29,5 @@ def finetune() -> Finetune:
     base = general.finetune_sections()
     return base.model_copy(update={
         "crop": (8, 128, 128), "model": SegmenterConfig(encoder=ENCODER, stem=(1, 2, 2), channels=(32, 48, 96)),
-        "schedule": Schedule(steps=300, batch=2, rate=2e-3, warmup=30, validate_every=50, checkpoint_every=50)})
+        "decoders": (Agglomeration(),),
+        "schedule": Schedule(steps=300, batch=2, rate=2e-3, warmup=30, validate_every=100, checkpoint_every=50)})
