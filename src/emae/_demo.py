@@ -28,10 +28,10 @@ from emae.recipes import recipe
 # A demo is a matter of minutes: what is shorter here than in the data set's own recipe, which is for results.
 SHORT: dict[str, tuple[list[str], list[str]]] = {
     "phantom": ([], []),
-    "fib25": (["schedule.steps=600", "schedule.warmup=60", "schedule.validate_every=100"],
-              ["schedule.steps=200", "schedule.warmup=20", "schedule.validate_every=50"]),
-    "isbi2012": (["schedule.steps=600", "schedule.warmup=60", "schedule.validate_every=100"],
-                 ["schedule.steps=300", "schedule.warmup=30", "schedule.validate_every=100"]),
+    "fib25": (["schedule.steps=300", "schedule.warmup=30", "schedule.validate_every=100"],
+              ["schedule.steps=150", "schedule.warmup=15", "schedule.validate_every=75"]),
+    "isbi2012": (["schedule.steps=400", "schedule.warmup=40", "schedule.validate_every=100"],
+                 ["schedule.steps=250", "schedule.warmup=25", "schedule.validate_every=125"]),
 }
 RUN_FILES = ("config.json", "run.json", "metrics.jsonl", "weights.safetensors")
 
