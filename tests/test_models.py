@@ -217,7 +217,7 @@ def test_transferred_encoder_gives_the_tokens_of_the_pre_trained_one(x, position
     with torch.no_grad():
         wanted = mae.encoder(x, NM)
         assert not torch.allclose(segmenter.encoder(x, NM), 0.9 * wanted)
-        moved = transfer(mae.state_dict(), segmenter)
+        moved = transfer(mae.state_dict(), segmenter, PATCH)
         assert torch.equal(segmenter.encoder(x, NM), wanted)
         # the path of pre-training with nothing hidden, tokens in any order
         order = torch.stack([torch.randperm(32, generator=torch.Generator().manual_seed(s)) for s in (1, 2)])

@@ -14,7 +14,7 @@ import emae._finetune as finetune_module
 from emae._baselines import trivial_losses
 from emae._config import override
 from emae._datasets import is_here
-from emae._finetune import finetune, transfer
+from emae._finetune import finetune, resize_kernel, transfer
 from emae._normalise import Normalisation
 from emae._patches import patchify, sample_hidden
 from emae._pretrain import imagine, load_mae, pretrain
@@ -169,7 +169,7 @@ def test_transfer_table():
     torch.manual_seed(0)
     weights, model = Mae(tiny.MAE).state_dict(), segmenter()
     head = model.head.weight.clone()
-    moved = transfer(weights, model)
+    moved = transfer(weights, model, tiny.VIT.patch)
     names = [k for k in weights if k.startswith("encoder.")]
     assert moved.matched == names and moved.coverage == 1 and not moved.resized + moved.missing + moved.unexpected
     assert all(torch.equal(model.state_dict()[k], weights[k]) for k in names) and torch.equal(model.head.weight, head)
@@ -179,7 +179,7 @@ def test_transfer_table():
     less["encoder.blocks.7.up.weight"] = torch.ones(2)
     model = segmenter()
     before = model.encoder.embed.weight.clone()
-    moved = transfer(less, model)
+    moved = transfer(less, model, tiny.VIT.patch)
     assert moved.missing == ["encoder.embed.weight", "encoder.norm.bias (25,) for (24,)"]
     assert moved.unexpected == ["encoder.blocks.7.up.weight"] and len(moved.matched) == len(names) - 2
     total = sum(v.numel() for k, v in weights.items() if k in names)
@@ -188,6 +188,22 @@ def test_transfer_table():
     text = str(moved)
     for part in ("matched", "missing       2", "unexpected    1", f"{moved.coverage:.1%}", "encoder.embed.weight"):
         assert part in text
+
+
+def test_the_embedding_of_another_patch_is_resized():
+    """A constant crop gives the tokens it gave; a ramp that the kernel averages still counts once."""
+    torch.manual_seed(0)
+    mae = Mae(tiny.MAE.model_copy(update={"encoder": tiny.VIT.model_copy(update={"patch": (2, 4, 4)})}))
+    model = segmenter()
+    moved = transfer(mae.state_dict(), model, (2, 4, 4))
+    assert moved.resized == [f"encoder.embed.weight (2, 4, 4) to {tiny.VIT.patch}"] and moved.coverage == 1
+    mine, theirs = model.encoder.embed, mae.encoder.embed
+    ones = torch.ones(1, mine.in_features)
+    torch.testing.assert_close(mine(ones), theirs(torch.ones(1, theirs.in_features)))
+    kernel = torch.zeros(1, 32)
+    kernel[0, 0] = 1.0  # the first voxel of its patch becomes the first corner of the larger one
+    large = resize_kernel(kernel, (2, 4, 4), (2, 8, 8)).view(2, 8, 8)
+    assert large[0, 0, 0] == large.max() and large[1].abs().max() == 0 and large[0, 4:].abs().max() == 0
 
 
 def started(monkeypatch):
@@ -236,8 +252,7 @@ def test_starts_that_are_refused(em, mae, tmp_path, monkeypatch):
     hollow = other_mae(mae, tmp_path / "hollow", {k: v for k, v in weights.items() if "blocks" not in k})
     with pytest.raises(ValueError, match="hollow: only .*% of the encoder would be filled, want 90% or more\ntransfer"):
         finetune(config, tmp_path / "out", start=hollow, say=tiny.quiet)
-    for values, wanted in [({"width": 48}, "width: 48 there, 24 here"), ({"depth": 2}, "depth: 2 there, 1 here"),
-                           ({"patch": (2, 4, 4)}, r"patch: \(2, 4, 4\) there"),
+    for values, wanted in [({"width": 48}, "width: 48 there, 24 here"), ({"positions": "absolute"}, "positions"),
                            ({"wavelengths_nm": (8, 99)}, "wavelengths")]:  # fmt: skip
         with pytest.raises(ValueError, match=f"a checkpoint of another architecture.*{wanted}"):
             finetune(config, tmp_path / "out", start=other_mae(mae, tmp_path / wanted[:4], **values), say=tiny.quiet)

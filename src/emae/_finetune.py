@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from emae._augment import Augmentation, Crop
 from emae._decode import choose_decoder
@@ -13,6 +14,7 @@ from emae._evaluate import score
 from emae._experiments import Finetune
 from emae._fit import fit
 from emae._geometry import Box
+from emae._patches import Triple
 from emae._predict import load_segmenter, predict_block
 from emae._runs import Run, create_run, load_tensors
 from emae._sampling import Crops, Cube, common_voxel_size, open_cubes
@@ -43,19 +45,22 @@ class Transfer(NamedTuple):
         return "\n".join(lines)
 
 
-def transfer(weights: dict[str, torch.Tensor], model: Segmenter) -> Transfer:
-    """Copy the `encoder.` tensors of a pre-training run into the segmenter's encoder.
+def transfer(weights: dict[str, torch.Tensor], model: Segmenter, patch: Triple) -> Transfer:
+    """Copy the `encoder.` tensors of a pre-training run, which had that patch, into the segmenter's encoder.
 
-    Tensors whose shapes differ count as missing: places are computed from nanometres, so none needs resizing, and
-    `resized` stays empty. Nothing is refused here; see `finetune`.
+    The embedding of another patch is resized; other tensors whose shapes differ count as missing. Nothing is refused
+    here; see `finetune`.
     """
     source = {k: v for k, v in weights.items() if k.startswith("encoder.")}
     own = {k: v for k, v in model.state_dict().items() if k.startswith("encoder.")}
     matched, resized, missing = [], [], []
-    filled = {}
+    filled, wanted = {}, tuple(model.config.encoder.patch)
     for name, tensor in own.items():
         if name not in source:
             missing.append(name)
+        elif name == "encoder.embed.weight" and tuple(patch) != wanted and len(source[name]) == len(tensor):
+            filled[name] = resize_kernel(source[name], patch, wanted)
+            resized.append(f"{name} {tuple(patch)} to {wanted}")
         elif source[name].shape == tensor.shape:
             filled[name] = source[name]
             matched.append(name)
@@ -66,13 +71,23 @@ def transfer(weights: dict[str, torch.Tensor], model: Segmenter) -> Transfer:
     return Transfer(matched, resized, missing, [k for k in source if k not in own], coverage)
 
 
+def resize_kernel(weight_DP: torch.Tensor, patch: Triple, wanted: Triple) -> torch.Tensor:
+    """A patch embedding for another patch: its kernel, interpolated linearly, keeps its answer to a constant."""
+    kernel = weight_DP.unflatten(1, (-1, *patch))
+    share = torch.Size(patch).numel() / torch.Size(wanted).numel()
+    return share * F.interpolate(kernel, size=wanted, mode="trilinear", align_corners=False).flatten(1)
+
+
 def finetune(config: Finetune, out: str | Path, *, start: Run | Literal["scratch"], resume: bool = False,
              overwrite: bool = False, any_voxel_size: bool = False, say: Callable[[str], None] = print) -> Run:
     """Train a segmenter on labelled cubes and choose its threshold on held-out ones.
 
     start: the pre-training run whose encoder it begins with, or "scratch": the control, all else equal. ValueError
-    below COVERAGE_FLOOR of transferred parameters, for another patch, and for another voxel size (more than 1.25x).
+    below COVERAGE_FLOOR of transferred parameters and for another voxel size (more than 1.25x). An encoder of another
+    patch is resized, one of another width or kind is refused.
     """
+    if isinstance(start, Run):
+        _check_start(start, config)
     # what it learns from, where its choices are made
     cubes = open_cubes(config.training, config.normalisation, config.crop)
     held_out = open_cubes(config.validation, config.normalisation, config.crop, allow_smaller=True)
@@ -117,23 +132,27 @@ def finetune(config: Finetune, out: str | Path, *, start: Run | Literal["scratch
     return run
 
 
-def _start_from(start: Run, model: Segmenter, voxel_size_nm: tuple[float, float, float],
-                any_voxel_size: bool) -> Transfer:
+def _check_start(start: Run, config: Finetune) -> None:
     if start.config.kind != "pretrain":
         raise ValueError(f"{start.name}: a {start.config.kind} run; --from wants a pre-training run or scratch")
     if not start.finished:
         raise ValueError(f"{start.name}: not finished; go on with emae pretrain --resume")
-    mine, theirs = model.config.encoder, start.config.model.encoder
-    if mine != theirs:
-        different = [f"{k}: {getattr(theirs, k)} there, {getattr(mine, k)} here" for k in type(mine).model_fields
-                     if getattr(mine, k) != getattr(theirs, k)]
-        raise ValueError(f"{start.name}: a checkpoint of another architecture ({'; '.join(different)}); set "
-                         "model.encoder to the pre-training's")
+    mine, theirs = config.model.encoder, start.config.model.encoder
+    same = ("kind", "width", "heads", "mlp_ratio", "positions", "wavelengths_nm")  # patch and depth: see transfer
+    different = [f"{k}: {getattr(theirs, k)} there, {getattr(mine, k)} here" for k in same
+                 if getattr(mine, k) != getattr(theirs, k)]
+    if different:
+        raise ValueError(f"{start.name}: a checkpoint of another architecture ({'; '.join(different)}); set model.encoder "
+                         "to the pre-training's")
+
+
+def _start_from(start: Run, model: Segmenter, voxel_size_nm: tuple[float, float, float],
+                any_voxel_size: bool) -> Transfer:
     sizes = list(zip(start.voxel_size_nm, voxel_size_nm, strict=True))
     if not any_voxel_size and any(max(a, b) > 1.25 * min(a, b) for a, b in sizes):
         raise ValueError(f"{start.name}: pre-trained at voxels of {start.voxel_size_nm} nm, labels at {voxel_size_nm} "
                          "nm; pre-train on a volume --resample'd to the labels' size, or allow it with --any-voxel-size")
-    moved = transfer(load_tensors(start.weights), model)
+    moved = transfer(load_tensors(start.weights), model, start.config.model.encoder.patch)
     if moved.coverage < COVERAGE_FLOOR:
         raise ValueError(f"{start.name}: only {moved.coverage:.1%} of the encoder would be filled, want "
                          f"{COVERAGE_FLOOR:.0%} or more\n{moved}")
@@ -151,16 +170,20 @@ def calibrate(run: Run, held_out: list[Cube], say: Callable[[str], None] = print
     """
     cube = max(held_out, key=lambda c: int(np.prod(c.labels.shape)))
     model = load_segmenter(run)
-    box = Box.of_shape(cube.labels.shape).shift(cube.offset_vx)
+    known = Box.of_shape(cube.labels.shape)
+    if cube.sections is not None:  # from the first to the last known section
+        known = Box((min(cube.sections), 0, 0), (max(cube.sections) + 1, *cube.labels.shape[1:]))
+    box = known.shift(cube.offset_vx)
     predicted = predict_block(model, run, cube.raw, cube.levels, box)
-    valid = None if cube.valid is None else np.asarray(cube.valid) != 0
+    labels = cube.labels.read(known)
+    valid = None if cube.valid is None else cube.valid.read(known) != 0
     if cube.sections is not None:
-        rows = np.isin(np.arange(cube.labels.shape[0]), cube.sections)[:, None, None]
-        valid = np.broadcast_to(rows, cube.labels.shape) if valid is None else valid & rows
-    decoder, table = choose_decoder(np.asarray(cube.labels), predicted, run.config.decoders, score, valid=valid,
+        rows = np.isin(np.arange(known.start[0], known.stop[0]), cube.sections)[:, None, None]
+        valid = np.broadcast_to(rows, labels.shape) if valid is None else valid & rows
+    decoder, table = choose_decoder(labels, predicted, run.config.decoders, score, valid=valid,
                                     offsets=run.config.target.offsets, voxel_size_nm=run.voxel_size_nm)
-    best = next(row for row in table if row["threshold"] == decoder.threshold
-                and row["config"]["fragments"] == decoder.fragments)
+    chosen = decoder.model_copy(update={"threshold": None}).model_dump()
+    best = next(row for row in table if row["threshold"] == decoder.threshold and row["config"] == chosen)
     run.save_record(decoder=decoder.model_dump(mode="json"), threshold_table=table,
                     threshold_chosen_on=f"{cube.labels.name} {box}")
     say(f"threshold {decoder.threshold} with fragments {decoder.fragments} chosen on held-out labels: adapted Rand "

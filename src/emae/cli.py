@@ -59,6 +59,7 @@ AnyVoxelSize = Annotated[bool, typer.Option("--any-voxel-size", help="Allow a vo
 Resample = Annotated[
     bool, typer.Option("--resample", help="Resample the volume to the voxel size of the training, on the fly.")
 ]
+Overlap = Annotated[float, typer.Option(min=0, max=0.9, help="Share of a crop that the next one covers again.")]
 Mirror = Annotated[int, typer.Option(min=1, max=16, help="Mirrored and transposed variants to average; 1 = none.")]
 
 
@@ -241,6 +242,7 @@ def predict(
     run: RunFolder,
     volume: VolumeName,
     out: OutVolume,
+    overlap: Overlap = 0.5,
     mirror: Mirror = 1,
     resample: Resample = False,
     any_voxel_size: AnyVoxelSize = False,
@@ -256,6 +258,7 @@ def predict(
         emae.load_run(run),
         _open(volume, voxel_size, box),
         out,
+        overlap=overlap,
         mirror=mirror,
         resample_to_run=resample,
         any_voxel_size=any_voxel_size,
@@ -306,6 +309,7 @@ def segment(
     run: RunFolder,
     volume: VolumeName,
     out: OutVolume,
+    overlap: Overlap = 0.5,
     mirror: Mirror = 1,
     resample: Resample = False,
     any_voxel_size: AnyVoxelSize = False,
@@ -321,6 +325,7 @@ def segment(
         emae.load_run(run),
         _open(volume, voxel_size, box),
         out,
+        overlap=overlap,
         mirror=mirror,
         resample_to_run=resample,
         any_voxel_size=any_voxel_size,
