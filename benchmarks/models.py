@@ -3,9 +3,9 @@
     pip install 'emae[bench]'
     OMP_NUM_THREADS=1 python benchmarks/models.py [--rounds 7] [--threads 1] [--no-prediction]
 
-Crop 32 x 160 x 160, patch 4 x 16 x 16, width 192, depth 6, 6 heads, batch 1, float32; forward and backward, no optimiser.
-Both autoencoders compute the loss on their hidden patches. MONAI's UNETR has no anisotropic patch (16^3 fixed) and 12
-blocks; both sliding windows use crops of 32 x 160 x 160, overlap 0.25 and Gaussian weights, over 64 x 250 x 250.
+Crop 32 x 160 x 160, patch 4 x 16 x 16, width 192, depth 6, 6 heads, batch 1, float32; forward and backward, no
+optimiser. Both autoencoders compute the loss on their hidden patches. MONAI's UNETR has no anisotropic patch (16^3
+fixed) and 12 blocks; both sliding windows use crops of 32 x 160 x 160, overlap 0.25 and Gaussian weights, over 64 x 250 x 250.
 """
 
 import argparse

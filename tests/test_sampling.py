@@ -3,6 +3,7 @@
 import h5py
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from emae._augment import Augmentation
@@ -253,3 +254,9 @@ def test_random_box_stays_inside_for_any_offset():
             c = cube(labels=labels, offset_vx=offset)
             for seed in range(20):
                 assert Box.of_shape((12, 16, 20)).contains(random_box(c, shape, sample_generator(0, seed)))
+
+
+def test_a_source_can_be_resampled_to_the_voxel_size_of_the_labels(tmp_path):
+    path = tiny.write_phantom(tmp_path)
+    (cube,) = open_cubes((tiny.raw_of(path, resample_nm=(40.0, 16.0, 16.0)),), Normalisation(), (4, 16, 16))
+    assert cube.voxel_size_nm == (40.0, 16.0, 16.0) and cube.raw.shape == (12, 32, 32)

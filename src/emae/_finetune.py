@@ -142,8 +142,8 @@ def _check_start(start: Run, config: Finetune) -> None:
     different = [f"{k}: {getattr(theirs, k)} there, {getattr(mine, k)} here" for k in same
                  if getattr(mine, k) != getattr(theirs, k)]
     if different:
-        raise ValueError(f"{start.name}: a checkpoint of another architecture ({'; '.join(different)}); set model.encoder "
-                         "to the pre-training's")
+        raise ValueError(f"{start.name}: a checkpoint of another architecture ({'; '.join(different)}); "
+                         "set model.encoder to the pre-training's")
 
 
 def _start_from(start: Run, model: Segmenter, voxel_size_nm: tuple[float, float, float],
@@ -151,7 +151,8 @@ def _start_from(start: Run, model: Segmenter, voxel_size_nm: tuple[float, float,
     sizes = list(zip(start.voxel_size_nm, voxel_size_nm, strict=True))
     if not any_voxel_size and any(max(a, b) > 1.25 * min(a, b) for a, b in sizes):
         raise ValueError(f"{start.name}: pre-trained at voxels of {start.voxel_size_nm} nm, labels at {voxel_size_nm} "
-                         "nm; pre-train on a volume --resample'd to the labels' size, or allow it with --any-voxel-size")
+                         "nm; pre-train at the labels' size (--set volumes.0.resample_nm=[z,y,x]), or allow it with "
+                         "--any-voxel-size")
     moved = transfer(load_tensors(start.weights), model, start.config.model.encoder.patch)
     if moved.coverage < COVERAGE_FLOOR:
         raise ValueError(f"{start.name}: only {moved.coverage:.1%} of the encoder would be filled, want "

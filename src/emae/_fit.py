@@ -69,7 +69,7 @@ def fit(model: torch.nn.Module, step: Step, validate: Validate, schedule: Schedu
             for name in ("loss", "gradient_norm"):
                 if not math.isfinite(means[name]):
                     raise ArithmeticError(f"{run.name}: the {name.replace('_', ' ')} is {means[name]} near step {done};"
-                                          " start another run with a lower schedule.rate (the last checkpoint is whole)")
+                                          " start another run with a lower schedule.rate (the last checkpoint is good)")
             elapsed = time.perf_counter() - started
             pace = (done - first) / elapsed
             seen.clear()

@@ -84,7 +84,7 @@ class Box:
 def parse_box(text: str, shape: Sequence[int]) -> Box:
     """The box written "z0:z1,y0:y1,x0:x1" of an array of this `shape`; open ends ("10:,:,:") are its edges.
 
-    ValueError where it is written otherwise, empty, or not inside the array: nothing is clipped or counted from the end.
+    ValueError where it is written otherwise, empty, or not inside the array: nothing is clipped.
     """
     wanted = (
         "z0:z1,y0:y1,x0:x1 in voxels, open ends allowed" if len(shape) == 3 else f"{len(shape)} ranges a:b"

@@ -71,8 +71,8 @@ def positions(centres_nm_N3: torch.Tensor, width: int, wavelengths_nm: tuple[flo
 def rotations(centres_nm_N3: torch.Tensor, head_width: int, wavelengths_nm: tuple[float, float]) -> torch.Tensor:
     """(N, head_width // 2) complex: rotary positions of token centres in nm (Su et al. 2021, per axis, in nm).
 
-    Each axis turns a third of the pairs (rounded down; the rest stays still), wavelengths as in `positions`. The product
-    of a turned query and a turned key depends on the difference of their places alone.
+    Each axis turns a third of the pairs (rounded down; the rest stays still), wavelengths as in `positions`. The
+    product of a turned query and a turned key depends on the difference of their places alone.
     """
     pairs = head_width // 6
     shortest, longest = wavelengths_nm

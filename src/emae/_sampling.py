@@ -11,7 +11,7 @@ from emae._config import Config
 from emae._datasets import open_labels, open_stretches, open_volume
 from emae._geometry import Box
 from emae._normalise import Levels, Normalisation, measure_levels
-from emae._volume import Volume, check_image, check_labels, check_pair
+from emae._volume import Volume, check_image, check_labels, check_pair, resample
 
 IN_MEMORY_BYTES = 2**31
 """volumes smaller than this are read once and kept; larger ones are read crop by crop"""
@@ -25,9 +25,12 @@ class Source(Config):
     """z y x; only where the file does not say"""
     box: str | None = None
     """z0:z1,y0:y1,x0:x1"""
+    resample_nm: tuple[float, float, float] | None = None
+    """bring the raw volume to this voxel size, linearly, as it is read (unlabelled volumes)"""
 
     def open(self) -> Volume:
-        return open_volume(self.path, voxel_size_nm=self.voxel_size_nm, box=self.box)
+        volume = open_volume(self.path, voxel_size_nm=self.voxel_size_nm, box=self.box)
+        return volume if self.resample_nm is None else resample(volume, self.resample_nm)
 
 
 class LabelledSource(Config):
@@ -100,7 +103,7 @@ def open_cubes(sources: tuple[Source, ...] | tuple[LabelledSource, ...], normali
     for source in sources:
         if isinstance(source, LabelledSource):
             opened.append((source, *source.open()))
-        elif source.box is None:  # unlabelled crops must not straddle a jump of the stack
+        elif source.box is None and source.resample_nm is None:  # crops must not straddle a jump of the stack
             opened += [(source, part, None, None)
                        for part in open_stretches(source.path, voxel_size_nm=source.voxel_size_nm)]
         else:

@@ -16,8 +16,10 @@ ISOTROPIC_ENCODER = VitConfig(patch=(8, 8, 8))
 SECTIONS_ENCODER = VitConfig(patch=(2, 16, 16))
 ISOTROPIC = SegmenterConfig(encoder=ISOTROPIC_ENCODER, stem=(2, 2, 2), channels=(32, 64, 128))
 SECTIONS = SegmenterConfig(encoder=SECTIONS_ENCODER, stem=(1, 4, 4), channels=(48, 96, 128))
-ISOTROPIC_TARGET = Affinities(offsets=(*NEAREST, (-3, 0, 0), (0, -3, 0), (0, 0, -3), (-9, 0, 0), (0, -9, 0), (0, 0, -9)))
-SECTIONS_TARGET = Affinities(offsets=(*NEAREST, (-2, 0, 0), (0, -5, 0), (0, 0, -5), (-3, 0, 0), (0, -15, 0), (0, 0, -15)))
+ISOTROPIC_TARGET = Affinities(offsets=(
+    *NEAREST, (-3, 0, 0), (0, -3, 0), (0, 0, -3), (-9, 0, 0), (0, -9, 0), (0, 0, -9)))
+SECTIONS_TARGET = Affinities(offsets=(
+    *NEAREST, (-2, 0, 0), (0, -5, 0), (0, 0, -5), (-3, 0, 0), (0, -15, 0), (0, 0, -15)))
 
 
 def pretrain_isotropic() -> Pretrain:
