@@ -5,13 +5,15 @@
 
 Crop 32 x 160 x 160, patch 4 x 16 x 16, width 192, depth 6, 6 heads, batch 1, float32; forward and backward, no
 optimiser. Both autoencoders compute the loss on their hidden patches. MONAI's UNETR has no anisotropic patch (16^3
-fixed) and 12 blocks; both sliding windows use crops of 32 x 160 x 160, overlap 0.25 and Gaussian weights, over 64 x 250 x 250.
+fixed) and 12 blocks; both sliding windows use crops of 32 x 160 x 160, overlap 0.25 and Gaussian weights, over
+64 x 250 x 250. Peak memory is that of a process which does the one thing once.
 """
 
 import argparse
-import multiprocessing
 import resource
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 
@@ -122,16 +124,10 @@ PAIRS = {
 }
 
 
-def peak_gib(make, threads: int) -> float:
+def peak_gib(name: str, whose: int, threads: int) -> float:
     """Peak memory of one path in a process of its own, GiB."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(_peak, (make, threads))
-
-
-def _peak(make, threads):
-    torch.set_num_threads(threads)
-    make()()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    command = [sys.executable, __file__, "--peak", name, str(whose), "--threads", str(threads)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def main() -> None:
@@ -139,11 +135,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-prediction", action="store_true")
+    parser.add_argument("--peak", nargs=2, metavar=("PATH", "0|1"), help="do one thing once, print its peak memory")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
+    if arguments.peak:
+        PAIRS[arguments.peak[0]][int(arguments.peak[1])]()()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        return
     print(f"torch {torch.__version__}, {arguments.threads} thread(s), {arguments.rounds} rounds after one warm-up")
-    print(f"{'path':16} {'emae s':>9} {'MONAI s':>9} {'emae/MONAI':>11}")
+    print(f"{'path':16} {'emae s':>9} {'MONAI s':>9} {'emae/MONAI':>11} {'peak GiB':>16}")
     for name, (ours, theirs, repeats) in PAIRS.items():
         if name == "prediction" and arguments.no_prediction:
             continue
@@ -157,7 +158,8 @@ def main() -> None:
                     if round_:
                         kept.append(time.perf_counter() - started)
         mine, other = (statistics.median(t) for t in times)
-        print(f"{name:16} {mine:9.3f} {other:9.3f} {mine / other:11.3f}   (1/{other / mine:.1f})", flush=True)
+        print(f"{name:16} {mine:9.3f} {other:9.3f} {mine / other:11.3f} {peak_gib(name, 0, arguments.threads):7.2f} "
+              f"{peak_gib(name, 1, arguments.threads):8.2f}   (1/{other / mine:.1f})", flush=True)
         if name == "prediction":
             size = np.prod(VOLUME) / 1e6
             print(f"{'':16} {size / mine:.2f} and {size / other:.2f} Mvoxel/s")
