@@ -10,12 +10,12 @@ fixed) and 12 blocks; both sliding windows use crops of 32 x 160 x 160, overlap 
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -141,7 +141,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.peak:
         PAIRS[arguments.peak[0]][int(arguments.peak[1])]()()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        status = Path("/proc/self/status").read_text()  # ru_maxrss would count the parent that started this process
+        print(int(status.split("VmHWM:")[1].split()[0]) / 2**20)
         return
     print(f"torch {torch.__version__}, {arguments.threads} thread(s), {arguments.rounds} rounds after one warm-up")
     print(f"{'path':16} {'emae s':>9} {'MONAI s':>9} {'emae/MONAI':>11} {'peak GiB':>16}")
