@@ -30,4 +30,4 @@ def finetune() -> Finetune:
     return base.model_copy(update={
         "crop": (8, 128, 128), "model": SegmenterConfig(encoder=ENCODER, stem=(1, 2, 2), channels=(32, 48, 96)),
         "decoders": (Agglomeration(),),
-        "schedule": Schedule(steps=300, batch=2, rate=2e-3, warmup=30, validate_every=100, checkpoint_every=50)})
+        "schedule": Schedule(steps=200, batch=2, rate=2e-3, warmup=20, validate_every=50, checkpoint_every=50)})
