@@ -52,7 +52,8 @@ def line_chart(lines: list[Line], x_label: str, y_label: str, y_range: tuple[flo
     if not lines:
         return "<p>Nothing was reported.</p>"
     xs, ys = ([v for line in lines for v in getattr(line, k)] for k in "xy")
-    low, high = y_range or (min(ys), max(ys))
+    room = 0.05 * (max(ys) - min(ys))
+    low, high = y_range or (min(ys) - room, max(ys) + room)
     x_ticks, y_ticks = ticks(min(0, min(xs)), max(xs)), ticks(low, high)
     (x0, x1), (y0, y1) = (min(0, min(xs)), max(xs)), (min(low, y_ticks[0]), max(high, y_ticks[-1]))
     left, right, top, bottom, width, height = 68, 12, 10, 44, 560, 320
