@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -54,7 +54,8 @@ def demo(data: str = "phantom", out: str | Path = "runs/demo", overwrite: bool =
     with state.timed():
         say("== pre-training on unlabelled tissue")
         mae = pretrain(mae_config, out / "mae", resume=True, say=say)
-    for arm, start in (("pretrained", mae), ("scratch", "scratch")):
+    arms: dict[str, Run | Literal["scratch"]] = {"pretrained": mae, "scratch": "scratch"}
+    for arm, start in arms.items():
         with state.timed():
             say(f"== fine-tuning, {'from it' if arm == 'pretrained' else 'from scratch'}")
             run = finetune(config, out / arm, start=start, resume=True, say=say)
@@ -134,7 +135,7 @@ class State:
             self.values["seconds"] += time.perf_counter() - started
             self.save()
 
-    def keep(self, name: str, scores: Any, threshold: float, say: Callable[[str], None], **more: Any) -> None:
+    def keep(self, name: str, scores: Any, threshold: float | None, say: Callable[[str], None], **more: Any) -> None:
         self.results[name] = {"scores": scores.model_dump(mode="json"), "threshold": threshold, **more}
         say(f"{name}, {self.values['data']}/test: {scores}")
 
