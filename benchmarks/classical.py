@@ -33,12 +33,9 @@ def main():
         raw, labels = opened["raw"], opened["labels"]
         raw, labels = ({k: a[s] for k, s in (("validation", held_out), ("test", test))} for a in (raw, labels))
 
-    def scored(**arrays):
-        return score(voxel_size_nm=size, **arrays)
-
     start = time.perf_counter()
     config, table = choose_classical(
-        labels["validation"], raw["validation"], classical_grid(size), scored, voxel_size_nm=size
+        labels["validation"], raw["validation"], classical_grid(size), score, voxel_size_nm=size
     )
     chosen = time.perf_counter()
     for row in sorted(table, key=lambda row: row["criterion"]):
@@ -51,7 +48,7 @@ def main():
     labels_found = segment_raw(raw["test"], config, size)
     done = time.perf_counter()
     print(config)
-    print(f"test: {scored(true=labels['test'], predicted=labels_found)}")
+    print(f"test: {score(true=labels['test'], predicted=labels_found, voxel_size_nm=size)}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"choice {chosen - start:.0f} s, test segmentation {done - chosen:.1f} s, peak memory {peak:.2f} GiB")
 

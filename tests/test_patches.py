@@ -130,3 +130,12 @@ def test_blank_voxels_are_whole_sections_of_a_patch():
     expected = torch.zeros_like(x, dtype=torch.bool)
     expected[0, 0, 1] = expected[0, 0, :, :4, 4:] = expected[0, 0, 2, 4:, 4:] = True
     assert torch.equal(unpatchify(blank_voxels(x, (2, 4, 4)), (2, 2, 2), (2, 4, 4)), expected)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (1, 2, 0), (2, 1, 0)])
+def test_a_missing_section_is_blank_after_any_transposition(order):
+    x = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
+    x[5] = -2.0
+    turned = x.permute(order)
+    wanted = patchify((x == -2.0).permute(order)[None, None].float(), (4, 4, 4)).bool()
+    assert torch.equal(blank_voxels(turned[None, None], (4, 4, 4)), wanted)

@@ -7,6 +7,7 @@ import tiny
 import torch
 
 from emae._augment import Augmentation
+from emae._datasets import is_here
 from emae._geometry import Box
 from emae._normalise import Levels, Normalisation
 from emae._sampling import (
@@ -260,3 +261,31 @@ def test_a_source_can_be_resampled_to_the_voxel_size_of_the_labels(tmp_path):
     path = tiny.write_phantom(tmp_path)
     (cube,) = open_cubes((tiny.raw_of(path, resample_nm=(40.0, 16.0, 16.0)),), Normalisation(), (4, 16, 16))
     assert cube.voxel_size_nm == (40.0, 16.0, 16.0) and cube.raw.shape == (12, 32, 32)
+
+
+needs_data = pytest.mark.skipif(not (is_here("isbi2012") and is_here("cdeep3m") and is_here("vnc")),
+                                reason="the data folder is absent: set EMAE_DATA")
+
+
+@needs_data
+def test_no_crop_straddles_the_jump_of_the_isbi_stack():
+    cubes = open_cubes((Source(path="isbi2012", box="8:20,:,:"),), Normalisation(), (4, 64, 64))
+    assert [c.raw.shape[0] for c in cubes] == [8, 4]
+    with pytest.raises(ValueError, match="the stack jumps between sections 15 and 16"):
+        LabelledSource(raw=Source(path="isbi2012")).open()
+
+
+@needs_data
+def test_binary_labels_become_instances_and_classes_are_refused():
+    raw, labels, _ = LabelledSource(raw=Source(path="cdeep3m/test")).open()
+    assert np.asarray(labels).max() > 20
+    with pytest.raises(ValueError, match="classes, not instances"):
+        LabelledSource(raw=Source(path="vnc/test"), labels_key="labels").open()
+
+
+def test_nothing_known_to_learn_from_is_refused(tmp_path):
+    with h5py.File(tmp_path / "valid.h5", "w") as file:
+        file["valid"] = np.zeros((12, 64, 64), np.uint8)
+    source = tiny.labelled(tiny.write_phantom(tmp_path), valid=f"{tmp_path}/valid.h5:valid")
+    with pytest.raises(ValueError, match="no label where labels are known.*nothing to learn from"):
+        open_cubes((source,), Normalisation(), (4, 16, 16))

@@ -102,6 +102,12 @@ def test_the_reported_numbers_are_those_of_held_out_raw(em, mae):
         assert looked[f"held_out_{name}"] == pytest.approx(np.mean([x[name] for x in losses]), rel=1e-4)
 
 
+def test_the_remedy_for_another_voxel_size(em, tmp_path):
+    """What the refusal advises: pre-train on the volume resampled to the size of the labels."""
+    config = override(tiny.pretrain_config(em, 1, held_out=(), crop=(4, 16, 16)), ["volumes.0.resample_nm=[40,16,16]"])
+    assert pretrain(config, tmp_path / "run", say=tiny.quiet).voxel_size_nm == (40.0, 16.0, 16.0)
+
+
 def test_without_held_out_raw_the_numbers_say_so(em, tmp_path):
     run = pretrain(tiny.pretrain_config(em, 2, held_out=()), tmp_path / "run", say=tiny.quiet)
     assert "training_loss" in run.metrics()[-1] and "held_out_loss" not in run.metrics()[-1]
@@ -274,7 +280,7 @@ def test_another_voxel_size_needs_an_explicit_allowance(em, mae, tmp_path, monke
     if not near:
         with pytest.raises(ValueError) as error:
             finetune(config, tmp_path / "out", start=mae, say=tiny.quiet)
-        for part in (str(tiny.NM), str(size), "--resample", "--any-voxel-size"):
+        for part in (str(tiny.NM), str(size), "--set volumes.0.resample_nm=[z,y,x]", "--any-voxel-size"):
             assert part in str(error.value)
     with pytest.raises(tiny.Stop):
         finetune(config, tmp_path / "out", start=mae, any_voxel_size=not near, say=tiny.quiet)

@@ -55,8 +55,8 @@ def labelled(path: Path, **values) -> LabelledSource:
 
 
 def schedule(steps: int, **values) -> Schedule:
-    return Schedule(**{"steps": steps, "batch": 2, "rate": 3e-3, "warmup": 3, "report_every": 5, "validate_every": 8,
-                       "checkpoint_every": 3} | values)  # fmt: skip
+    return Schedule(**{"steps": steps, "batch": 2, "rate": 3e-3, "warmup": min(3, steps - 1), "report_every": 5,
+                       "validate_every": 8, "checkpoint_every": 3} | values)  # fmt: skip
 
 
 def pretrain_config(path: Path, steps: int = 4, **values) -> Pretrain:

@@ -9,13 +9,17 @@ from torch.nn import functional as F
 from emae._patches import Triple, blank_voxels, grid_shape, patchify, unpatchify
 from emae.models._mae import Mae, gather, order_tokens, patch_normalise
 
+SWEEPS = 200
+"""Jacobi sweeps; more change the losses by less than a hundredth"""
+
 
 def interpolate_visible(x_BCZYX: torch.Tensor, hidden_BN: torch.Tensor, patch: Triple,
                         voxel_size_nm: tuple[float, float, float]) -> torch.Tensor:
     """Fill the hidden patches from the visible voxels alone; the visible ones stay as they are.
 
-    Push-pull (Gortler et al. 1996, The Lumigraph): visible voxels are averaged into coarser and coarser grids, finest
-    axes first, until every cell holds one, then each empty cell is filled by linear interpolation of the coarser grid.
+    The harmonic fill: each hidden voxel is the mean of its six neighbours, weighted by 1 / distance^2 in nm, which is
+    linear interpolation in one dimension; SWEEPS Jacobi sweeps from a push-pull start (Gortler et al. 1996: visible
+    voxels averaged into coarser and coarser grids, finest axes first, then empty cells filled from the coarser grid).
     Blank voxels (missing sections) are no evidence, unless there are no others.
     """
     grid = grid_shape(tuple(x_BCZYX.shape[2:]), patch)
@@ -40,6 +44,15 @@ def interpolate_visible(x_BCZYX: torch.Tensor, hidden_BN: torch.Tensor, patch: T
         coarse = F.interpolate(filled, scale_factor=factor, mode="trilinear", align_corners=False)
         z, y, x = value.shape[2:]  # odd sides were padded: cut, lest everything shifts
         filled = torch.where(weight > 0, value / weight.clamp_min(1e-12), coarse[..., :z, :y, :x])
+    seen = unpatchify(seen_BNP, grid, patch)
+    squared = torch.tensor(voxel_size_nm).pow(-2)
+    wz, wy, wx = (squared / (2 * squared.sum())).tolist()
+    for _ in range(SWEEPS):
+        p = F.pad(filled, (1, 1, 1, 1, 1, 1), mode="replicate")
+        mean = wz * (p[..., 2:, 1:-1, 1:-1] + p[..., :-2, 1:-1, 1:-1])
+        mean += wy * (p[..., 1:-1, 2:, 1:-1] + p[..., 1:-1, :-2, 1:-1])
+        mean += wx * (p[..., 1:-1, 1:-1, 2:] + p[..., 1:-1, 1:-1, :-2])
+        filled = torch.where(seen, filled, mean)
     return torch.where(unpatchify(visible_BNP, grid, patch), x_BCZYX, filled)
 
 

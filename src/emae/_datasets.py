@@ -292,9 +292,19 @@ def open_labels(
     return _open(record, split, key, voxel_size_nm, box)
 
 
-def open_stretches(name_or_address, *, voxel_size_nm: Sequence[float] | None = None) -> list[Volume]:
+def label_kind(name_or_address, key: str | None = None) -> str:
+    """What the labels of a data set mean (see LabelKey); labels at any other address are taken for "instances"."""
+    record, _ = _find(name_or_address)
+    if record is None:
+        return "instances"
+    return record.labels[next(iter(record.labels)) if key is None else key].kind
+
+
+def open_stretches(
+    name_or_address, *, voxel_size_nm: Sequence[float] | None = None, box: str | Box | None = None
+) -> list[Volume]:
     """`open_volume`, cut where the stack jumps: what 3D crops may be taken from."""
-    volume = open_volume(name_or_address, voxel_size_nm=voxel_size_nm)
+    volume = open_volume(name_or_address, voxel_size_nm=voxel_size_nm, box=box)
     record, _ = _find(name_or_address)
     if record is None or not record.breaks_z:
         return [volume]

@@ -102,12 +102,13 @@ def choose_threshold(
 ) -> tuple[Agglomeration, list[dict]]:
     """The config with the threshold of the lowest sqrt(adapted Rand error x VOI), and the scores of all.
 
-    score: called as score(true=, predicted=, valid=), e.g. emae.score; returns .adapted_rand_error .voi_split
-    .voi_merge. Of a plateau (within 1 % of the best, around it) the middle is taken.
+    score: called as score(true=, predicted=, valid=, voxel_size_nm=), e.g. emae.score; returns .adapted_rand_error
+    .voi_split .voi_merge. Of a plateau (within 1 % of the best, around it) the middle is taken.
     """
+    affinities, voxel_size_nm = nearest_affinities(affinities, offsets, voxel_size_nm)
     table = []
-    for threshold, labels in decode_sweep(affinities, config, thresholds, offsets, voxel_size_nm):
-        s = score(true=true, predicted=labels, valid=valid)
+    for threshold, labels in decode_sweep(affinities, config, thresholds, voxel_size_nm=voxel_size_nm):
+        s = score(true=true, predicted=labels, valid=valid, voxel_size_nm=voxel_size_nm)
         row = {k: getattr(s, k) for k in ("adapted_rand_error", "precision", "recall", "voi_split", "voi_merge")}
         criterion = float(np.sqrt(s.adapted_rand_error * (s.voi_split + s.voi_merge)))
         table.append({"threshold": threshold, "criterion": criterion, "objects": int(labels.max()), **row})

@@ -37,6 +37,12 @@ class Schedule(Config):
     checkpoint_every: Count = 200
     """steps between checkpoints"""
 
+    @pydantic.model_validator(mode="after")
+    def _ends(self) -> "Schedule":
+        if self.warmup >= self.steps:
+            raise ValueError(f"a warm-up of {self.warmup} steps never ends in {self.steps}; set schedule.warmup lower")
+        return self
+
 
 class Pretrain(Config):
     """A masked autoencoder on unlabelled volumes."""
@@ -55,6 +61,8 @@ class Pretrain(Config):
 
     @pydantic.model_validator(mode="after")
     def _parts_fit(self) -> "Pretrain":
+        if self.augmentation.noise or self.augmentation.missing_section:
+            raise ValueError("augmentation.noise and .missing_section change what is to be reconstructed; leave them 0")
         tokens = grid_shape(self.crop, self.model.encoder.patch)
         if tokens[0] * tokens[1] * tokens[2] < 4:
             raise ValueError(f"a crop of {self.crop} holds {tokens} patches of {self.model.encoder.patch}; "

@@ -13,11 +13,11 @@ from emae._decode import choose_decoder
 from emae._evaluate import score
 from emae._experiments import Finetune
 from emae._fit import fit
-from emae._geometry import Box
+from emae._geometry import Box, blocks
 from emae._patches import Triple
-from emae._predict import load_segmenter, predict_block
-from emae._runs import Run, create_run, load_tensors
-from emae._sampling import Crops, Cube, common_voxel_size, open_cubes
+from emae._predict import default_block, load_segmenter, predict_block
+from emae._runs import Run, create_run, difference, load_tensors
+from emae._sampling import Crops, Cube, common_voxel_size, known_labels, open_cubes
 from emae.models._segmenter import Segmenter
 
 COVERAGE_FLOOR = 0.9
@@ -88,6 +88,8 @@ def finetune(config: Finetune, out: str | Path, *, start: Run | Literal["scratch
     """
     if isinstance(start, Run):
         _check_start(start, config)
+        if start.folder.resolve() == Path(out).resolve():
+            raise FileExistsError(f"{out}: is the pre-training run itself; choose another --out")
     # what it learns from, where its choices are made
     cubes = open_cubes(config.training, config.normalisation, config.crop)
     held_out = open_cubes(config.validation, config.normalisation, config.crop, allow_smaller=True)
@@ -141,6 +143,9 @@ def _check_start(start: Run, config: Finetune) -> None:
     same = ("kind", "width", "heads", "mlp_ratio", "positions", "wavelengths_nm")  # patch and depth: see transfer
     different = [f"{k}: {getattr(theirs, k)} there, {getattr(mine, k)} here" for k in same
                  if getattr(mine, k) != getattr(theirs, k)]
+    if start.config.normalisation != config.normalisation:
+        raise ValueError(f"{start.name}: pre-trained with another normalisation "
+                         f"({difference(start.config.normalisation, config.normalisation)}); set normalisation alike")
     if different:
         raise ValueError(f"{start.name}: a checkpoint of another architecture ({'; '.join(different)}); "
                          "set model.encoder to the pre-training's")
@@ -169,13 +174,17 @@ def calibrate(run: Run, held_out: list[Cube], say: Callable[[str], None] = print
 
     The cube with the most labelled voxels decides; the raw around it may be read, its labels alone are scored.
     """
-    cube = max(held_out, key=lambda c: int(np.prod(c.labels.shape)))
+    cube = max(held_out, key=known_labels)
     model = load_segmenter(run)
-    known = Box.of_shape(cube.labels.shape)
+    raw_box = Box.of_shape(cube.raw.shape).shift(tuple(-o for o in cube.offset_vx))
+    known = Box.of_shape(cube.labels.shape).intersect(raw_box)  # labels may overhang the raw volume
     if cube.sections is not None:  # from the first to the last known section
-        known = Box((min(cube.sections), 0, 0), (max(cube.sections) + 1, *cube.labels.shape[1:]))
+        known = known.intersect(Box((min(cube.sections), 0, 0), (max(cube.sections) + 1, *cube.labels.shape[1:])))
     box = known.shift(cube.offset_vx)
-    predicted = predict_block(model, run, cube.raw, cube.levels, box)
+    predicted = np.empty((run.config.target.channels, *box.shape), np.uint8)
+    for block in blocks(box, default_block(run.config.crop, box.shape), (0, 0, 0)):
+        here = block.write.shift(tuple(-s for s in box.start))
+        predicted[(slice(None), *here.slices)] = predict_block(model, run, cube.raw, cube.levels, block.write)
     labels = cube.labels.read(known)
     valid = None if cube.valid is None else cube.valid.read(known) != 0
     if cube.sections is not None:

@@ -84,12 +84,14 @@ def rotations(centres_nm_N3: torch.Tensor, head_width: int, wavelengths_nm: tupl
 
 
 def blank_voxels(x_BCZYX: torch.Tensor, patch: Triple, spread: float = 0.01) -> torch.Tensor:
-    """(B, N, P) bool, True where a section of a patch holds nothing: a missing section, a black border.
+    """(B, N, P) bool, True where a plane of a patch holds nothing: a missing section, a black border.
 
-    Empty means that the voxels of one section within one patch spread (max - min) by less than `spread`, in units
-    of the normalised intensity range.
+    Empty means that the voxels of one plane within one patch spread (max - min) by less than `spread`, in units of the
+    normalised intensity range. Planes of all three directions count: a crop may have been transposed.
     """
-    pz, py, px = patch
-    sections = patchify(x_BCZYX, patch).unflatten(-1, (-1, py * px))  # (B, N, C*pz, py*px)
-    blank = (sections.amax(-1) - sections.amin(-1)) < spread
-    return blank[..., None].expand_as(sections).flatten(-2)
+    planes = patchify(x_BCZYX, patch).unflatten(-1, (-1, *patch))  # (B, N, C, pz, py, px)
+    blank = torch.zeros_like(planes, dtype=torch.bool)
+    for within in ((-2, -1), (-3, -1), (-3, -2)):
+        if min(planes.shape[within[0]], planes.shape[within[1]]) > 1:
+            blank |= (planes.amax(within, keepdim=True) - planes.amin(within, keepdim=True)) < spread
+    return blank.flatten(2)

@@ -51,6 +51,8 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = False, overwri
     def step(i: int) -> dict[str, torch.Tensor]:
         return {"loss": model(*sample(crops, i * batch, batch), voxel_size_nm)}
 
+    trivial: dict[int, dict[str, float]] = {}
+
     def validate(done: int) -> dict[str, float]:
         source = tests or crops  # without held-out raw, crops of the training volumes; the names say which
         name = "held_out" if tests else "training"
@@ -58,7 +60,9 @@ def pretrain(config: Pretrain, out: str | Path, *, resume: bool = False, overwri
         for first in range(0, HELD_OUT_CROPS, batch):
             raw, hidden = sample(source, first, min(batch, HELD_OUT_CROPS - first))
             losses = {"loss": float(model(raw, hidden, voxel_size_nm))}
-            losses |= trivial_losses(model, raw, hidden, voxel_size_nm)
+            if first not in trivial:  # the same crops every time
+                trivial[first] = trivial_losses(model, raw, hidden, voxel_size_nm)
+            losses |= trivial[first]
             parts.append((len(raw), losses))
         draw(model, *sample(source, 0, 3), voxel_size_nm, run.folder / "pictures" / f"step_{done:08d}.png")
         return {f"{name}_{k}": sum(n * p[k] for n, p in parts) / HELD_OUT_CROPS for k in parts[0][1]}

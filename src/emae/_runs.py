@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ import torch
 
 from emae._config import Config, read_object
 
+OWN = ("config.json", "run.json", "metrics.jsonl", "weights.safetensors", "checkpoints", "pictures", "tensorboard")
+"""what a run folder holds of a run, and --overwrite removes"""
 KEEP = 2
 """checkpoints kept; the newest is never removed"""
 BEGUN = ("checkpoints", "pictures", "run.json", "run.json.part", "config.json.part")
@@ -160,8 +163,9 @@ def create_run(folder: str | Path, config: Config, *, resume: bool, overwrite: b
         if not overwrite:
             raise FileExistsError(f"{folder}: there is a run here already; --resume goes on with it, --overwrite "
                                   "replaces it, another --out keeps both")
-        import shutil
-        shutil.rmtree(folder)
+        for name in OWN:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     elif folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= set(BEGUN)):
         raise FileExistsError(f"{folder}: exists and is no run of ours; choose another --out")
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -199,13 +203,14 @@ def difference(one: Config, other: Config) -> str:
 
 def code_version() -> str:
     """Version, and the commit where the package lies in a git checkout of its own."""
-    here = Path(__file__).parent
-    try:
-        out = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True,
-                             text=True, timeout=10)
-        commit = out.stdout.strip() if out.returncode == 0 else ""
-    except OSError:
-        commit = ""
+    root, commit = Path(__file__).resolve().parents[2], ""
+    if (root / ".git").exists():
+        try:
+            out = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True,
+                                 text=True, timeout=10)
+            commit = out.stdout.strip() if out.returncode == 0 else ""
+        except (OSError, subprocess.TimeoutExpired):
+            pass
     return f"{importlib.metadata.version('emae')} {commit}".strip()
 
 

@@ -8,7 +8,7 @@ import torch
 
 from emae._augment import Augmentation, Crop, augment
 from emae._config import Config
-from emae._datasets import open_labels, open_stretches, open_volume
+from emae._datasets import label_kind, open_labels, open_stretches, open_volume
 from emae._geometry import Box
 from emae._normalise import Levels, Normalisation, measure_levels
 from emae._volume import Volume, check_image, check_labels, check_pair, resample
@@ -28,9 +28,10 @@ class Source(Config):
     resample_nm: tuple[float, float, float] | None = None
     """bring the raw volume to this voxel size, linearly, as it is read (unlabelled volumes)"""
 
-    def open(self) -> Volume:
-        volume = open_volume(self.path, voxel_size_nm=self.voxel_size_nm, box=self.box)
-        return volume if self.resample_nm is None else resample(volume, self.resample_nm)
+    def open(self) -> list[Volume]:
+        """The volume, cut where its stack jumps: no crop may hold both sides."""
+        parts = open_stretches(self.path, voxel_size_nm=self.voxel_size_nm, box=self.box)
+        return parts if self.resample_nm is None else [resample(part, self.resample_nm) for part in parts]
 
 
 class LabelledSource(Config):
@@ -56,18 +57,34 @@ class LabelledSource(Config):
 
     def open(self) -> tuple[Volume, Volume, Volume | None]:
         """Raw, labels and valid, checked to fit one another."""
-        raw = self.raw.open()
+        raw, *more = self.raw.open()
+        if more:
+            raise ValueError(f"{raw.name}: the stack jumps between sections {raw.box.stop[0] - 1} and "
+                             f"{raw.box.stop[0]}; labelled raw lies on one side: give a split, or raw.box")
         labels = open_labels(self.labels or self.raw.path, key=self.labels_key, voxel_size_nm=self.raw.voxel_size_nm)
         if labels.voxel_size_nm is None and raw.voxel_size_nm is not None:
             labels = labels.with_voxel_size(raw.voxel_size_nm)  # label files often do not say; raw does
         valid = None if self.valid is None else open_volume(self.valid, voxel_size_nm=labels.voxel_size_nm)
         check_pair(raw, labels, self.offset_vx, valid)
+        kind = label_kind(self.labels or self.raw.path, self.labels_key)
+        if kind == "semantic":
+            raise ValueError(f"{labels.name}: classes, not instances; choose other labels with labels_key")
+        if kind == "binary":
+            labels = components(labels)
         first = 0 if self.offset_vx is None else self.offset_vx[0]
         known = range(max(0, -first), min(labels.shape[0], raw.shape[0] - first))
         if self.sections is not None and not (self.sections and set(self.sections) <= set(known)):
             raise ValueError(f"{labels.name}: sections {self.sections} are none, or not all among its "
                              f"{labels.shape[0]} and within {raw.name}")
         return raw, labels, valid
+
+
+def components(mask: Volume) -> Volume:
+    """Instances of a binary mask: its 26-connected components, in memory."""
+    import cc3d
+
+    labels = cc3d.connected_components(np.asarray(mask) != 0, connectivity=26)
+    return Volume.from_array(labels, mask.voxel_size_nm, name=mask.name)
 
 
 @dataclass(frozen=True)
@@ -103,11 +120,8 @@ def open_cubes(sources: tuple[Source, ...] | tuple[LabelledSource, ...], normali
     for source in sources:
         if isinstance(source, LabelledSource):
             opened.append((source, *source.open()))
-        elif source.box is None and source.resample_nm is None:  # crops must not straddle a jump of the stack
-            opened += [(source, part, None, None)
-                       for part in open_stretches(source.path, voxel_size_nm=source.voxel_size_nm)]
         else:
-            opened.append((source, source.open(), None, None))
+            opened += [(source, part, None, None) for part in source.open()]
     for source, raw, labels, valid in opened:
         check_image(raw)
         if not allow_smaller and any(c > s for c, s in zip(crop, raw.shape, strict=True)):
@@ -120,8 +134,27 @@ def open_cubes(sources: tuple[Source, ...] | tuple[LabelledSource, ...], normali
         if isinstance(source, LabelledSource):
             cube = Cube(cube.raw, cube.levels, voxel_size_nm, held(labels),
                         None if valid is None else held(valid), source.offset_vx or (0, 0, 0), source.sections)
+            if not known_labels(cube):
+                raise ValueError(f"{labels.name}: no label where labels are known (sections "
+                                 f"{source.sections or 'all'}, valid {source.valid or 'everywhere'}) and raw lies; "
+                                 "there is nothing to learn from")
         cubes.append(cube)
     return cubes
+
+
+def known_labels(cube: Cube) -> int:
+    """Labelled voxels (not background) that are known and lie in the raw volume; counted section by section."""
+    assert cube.labels is not None
+    inside = Box.of_shape(cube.raw.shape).shift(tuple(-o for o in cube.offset_vx)).intersect(
+        Box.of_shape(cube.labels.shape))
+    count = 0
+    for z in range(inside.start[0], inside.stop[0]):
+        if cube.sections is not None and z not in cube.sections:
+            continue
+        section = Box((z, *inside.start[1:]), (z + 1, *inside.stop[1:]))
+        known = cube.labels.read(section) != 0
+        count += int((known if cube.valid is None else known & (cube.valid.read(section) != 0)).sum())
+    return count
 
 
 def common_voxel_size(cubes: list[Cube]) -> tuple[float, float, float]:

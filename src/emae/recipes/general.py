@@ -24,16 +24,16 @@ SECTIONS_TARGET = Affinities(offsets=(
 
 def pretrain_isotropic() -> Pretrain:
     """A masked autoencoder for near-cubic voxels: patch 8^3, crop 64^3; about 20 minutes on 2 cores."""
-    return Pretrain(volumes=(Source(path="phantom/train"),), crop=(32, 64, 64),
+    return Pretrain(volumes=(Source(path="phantom/train"),), crop=(64, 64, 64),
                     model=MaeConfig(encoder=ISOTROPIC_ENCODER),
-                    schedule=Schedule(steps=3000, batch=4, rate=1e-3, warmup=200, validate_every=500,
+                    schedule=Schedule(steps=5000, batch=4, rate=1.5e-3, warmup=300, validate_every=1000,
                                       checkpoint_every=250))
 
 
 def finetune_isotropic() -> Finetune:
     """A segmenter for near-cubic voxels; about 50 minutes on 2 cores."""
     return Finetune(training=(LabelledSource(raw=Source(path="phantom/train")),),
-                    validation=(LabelledSource(raw=Source(path="phantom/validation")),), crop=(32, 64, 64),
+                    validation=(LabelledSource(raw=Source(path="phantom/validation")),), crop=(64, 64, 64),
                     model=ISOTROPIC, target=ISOTROPIC_TARGET,
                     schedule=Schedule(steps=2000, batch=2, rate=1e-3, warmup=100, validate_every=500,
                                       checkpoint_every=250))
@@ -43,7 +43,7 @@ def pretrain_sections() -> Pretrain:
     """A masked autoencoder for serial sections: patch 2 x 16 x 16, crop 8 x 160 x 160; about 20 minutes on 2 cores."""
     return Pretrain(volumes=(Source(path="phantom/train"),), crop=(8, 160, 160),
                     model=MaeConfig(encoder=SECTIONS_ENCODER),
-                    schedule=Schedule(steps=3000, batch=4, rate=1e-3, warmup=200, validate_every=500,
+                    schedule=Schedule(steps=5000, batch=4, rate=1.5e-3, warmup=300, validate_every=1000,
                                       checkpoint_every=250))
 
 
