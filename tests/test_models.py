@@ -208,6 +208,19 @@ def test_heads_must_divide_the_width(config):
         Mae(config)
 
 
+@pytest.mark.parametrize("width, heads", [(24, 8), (24, 6), (21, 3), (30, 2)])
+def test_rotary_heads_are_even_and_turn_three_axes(width, heads):
+    """Narrower than 6 there is no pair for each of z, y, x; an odd head has no pairs."""
+    with pytest.raises(ValueError, match="even head width of 6 or more"):
+        VitConfig(width=width, heads=heads)
+    with pytest.raises(ValueError, match="even head width of 6 or more"):
+        MaeConfig(decoder_width=width, decoder_heads=heads)
+    still = VitConfig(width=width, heads=heads, positions="absolute")
+    MaeConfig(encoder=still, decoder_width=width, decoder_heads=heads)
+    assert VitConfig(width=24, heads=4).heads == 4
+
+
+
 # ---- the segmenter
 
 

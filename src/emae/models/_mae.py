@@ -6,12 +6,13 @@ a patch.
 
 from typing import Literal
 
+import pydantic
 import torch
 from torch import nn
 
 from emae._config import Config, Count
 from emae._patches import Triple, blank_voxels, grid_shape, patchify
-from emae.models._vit import Block, Vit, VitConfig, initialise, places
+from emae.models._vit import Block, Vit, VitConfig, check_heads, initialise, places
 
 
 class MaeConfig(Config):
@@ -24,6 +25,11 @@ class MaeConfig(Config):
     decoder_heads: Count = 6
     target: Literal["pixels", "patch-normalised"] = "pixels"
     """pixels: normalised grey values; patch-normalised: each hidden patch to mean 0 and variance 1"""
+
+    @pydantic.model_validator(mode="after")
+    def _heads_fit(self) -> "MaeConfig":
+        check_heads(self.decoder_width, self.decoder_heads, self.encoder.positions)
+        return self
 
 
 def order_tokens(hidden_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

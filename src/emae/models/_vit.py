@@ -5,6 +5,7 @@ Legend: B batch, N tokens, D width, P voxels of a patch, H heads.
 
 from typing import Literal, NamedTuple
 
+import pydantic
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -27,6 +28,20 @@ class VitConfig(Config):
     """absolute: sine-cosine codes added to the tokens; rotary: queries and keys are turned by their place"""
     wavelengths_nm: tuple[float, float] = (128.0, 8192.0)
     """shortest and longest wavelength of the positions"""
+
+    @pydantic.model_validator(mode="after")
+    def _heads_fit(self) -> "VitConfig":
+        check_heads(self.width, self.heads, self.positions)
+        return self
+
+
+def check_heads(width: int, heads: int, positions: str) -> None:
+    """ValueError unless the heads divide the width and, for rotary positions, are wide enough to turn z, y and x."""
+    if width % heads or width < 6:
+        raise ValueError(f"{heads} heads do not divide a width of {width}, or it is below 6")
+    if positions == "rotary" and (width // heads % 2 or width // heads < 6):
+        raise ValueError(f"{heads} heads of a width of {width} are {width // heads} wide each; rotary positions want "
+                         "an even head width of 6 or more")
 
 
 class Places(NamedTuple):
@@ -65,8 +80,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float):
         super().__init__()
-        if width % heads or width < 6:
-            raise ValueError(f"{heads} heads do not divide a width of {width}, or it is below 6")
+        check_heads(width, heads, "absolute")  # a block does not know its positions
         self.heads = heads
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
