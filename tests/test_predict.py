@@ -27,9 +27,9 @@ from emae._predict import (
     read_padded,
     shift_from,
 )
-from emae._runs import create_run
+from emae._runs import create_run, load_run
 from emae._targets import NEAREST, Affinities, affinities
-from emae._volume import Volume, open_path
+from emae._volume import Volume, open_path, resample
 
 ISO = (8.0, 8.0, 8.0)
 
@@ -236,6 +236,50 @@ def test_interrupted_and_started_again_goes_on(run, tmp_path, monkeypatch, after
         predict(run, em, out, block_vx=block)
         assert len(calls) == 8 - after, "nor is a finished one"
     assert complete(out)
+
+
+def test_overwrite_goes_on_with_unfinished_work_and_repeats_a_finished_one(run, tmp_path, monkeypatch):
+    em, block, out = volume((8, 40, 40)), (4, 32, 32), tmp_path / "a.zarr"
+    with monkeypatch.context() as patch, pytest.raises(tiny.Stop):
+        stops_after(3, patch)
+        predict(run, em, out, block_vx=block)
+    with monkeypatch.context() as patch:
+        calls = stops_after(1000, patch)
+        got = predict(run, em, out, block_vx=block, overwrite=True)
+        assert len(calls) == 5
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(predict(run, em, block_vx=block)))
+        calls.clear()
+        predict(run, em, out, block_vx=block, overwrite=True)
+        assert len(calls) == 8
+
+
+def test_another_box_is_another_work_also_when_resampled(run, tmp_path):
+    """Two boxes of one shape; resampled, their views are equal in name, size and box."""
+    fine = Volume.from_array(tiny.noise((8, 64, 64)), (40.0, 4.0, 4.0), name="fine")
+    one, other = (fine.crop(box) for box in ("0:4,:,:", "4:8,:,:"))
+    for k, views in enumerate([(one, other), tuple(resample(v, tiny.NM) for v in (one, other))]):
+        first = predict(run, views[0], tmp_path / f"{k}.zarr", resample_to_run=not k)
+        with pytest.raises(FileExistsError, match="holds another prediction"):
+            predict(run, views[1], tmp_path / f"{k}.zarr", resample_to_run=not k)
+        predict(run, views[0], tmp_path / f"{k}.zarr", resample_to_run=not k)
+        assert "0:4,0:64,0:64" in (first.attrs["source_box"] if not k else first.attrs["source"])
+
+
+def test_a_run_and_a_file_may_be_named_otherwise_when_work_goes_on(tmp_path, monkeypatch):
+    """From another folder, by another path, the run moved: the content counts."""
+    own = tiny.untrained_run(tmp_path / "seg")
+    with h5py.File(tmp_path / "em.h5", "w") as file:
+        file["raw"] = tiny.noise((8, 40, 40))
+    em = open_path(tmp_path / "em.h5:raw", voxel_size_nm=tiny.NM)
+    with monkeypatch.context() as patch, pytest.raises(tiny.Stop):
+        stops_after(3, patch)
+        predict(own, em, tmp_path / "a.zarr", block_vx=(4, 32, 32))
+    own.folder.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    calls = stops_after(1000, monkeypatch)
+    em = open_path("em.h5:raw", voxel_size_nm=tiny.NM)
+    got = predict(load_run("moved"), em, "a.zarr", block_vx=(4, 32, 32))
+    assert len(calls) == 5 and got.attrs["run"] == str((tmp_path / "seg").resolve())
 
 
 def test_killed_before_the_first_note(run, tmp_path, monkeypatch):

@@ -569,6 +569,36 @@ def test_sections_of_other_shapes_types_series_or_colours(tmp_path, em):
             open_path(tmp_path / name)
 
 
+@pytest.mark.parametrize("numbers, missing", [
+    ([8, 9, 11, 12], "sections 10 are missing between s0008.png and s0012.png"),
+    ([0, 1, 5, 6, 8], "sections 2 to 4, 7 are missing"),
+    ([0, 10, 20, 40], "sections 30 are missing"),
+    ([417, 418, 419], None), ([0, 10, 20, 30], None), ([5], None), ([3, 7], None),
+])  # fmt: skip
+def test_a_missing_section_number_is_an_error(tmp_path, em, numbers, missing):
+    """A closed gap would shift z. A folder may begin anywhere and count in any even step."""
+    for number in numbers:
+        Image.fromarray(em[0]).save(tmp_path / f"s{number:04}.png")
+    if missing is None:
+        assert open_path(tmp_path).shape == (len(numbers), *em.shape[1:])
+    else:
+        with pytest.raises(ValueError, match=f"{missing}.*blank section.*rename"):
+            open_path(tmp_path)
+
+
+def test_section_numbers_are_judged_where_one_number_varies(tmp_path, em):
+    for name in ("w1_s3", "w1_s5", "w1_s6"):  # the wafer's number does not vary, the section's does
+        (tmp_path / "one").mkdir(exist_ok=True)
+        Image.fromarray(em[0]).save(tmp_path / f"one/{name}.png")
+    for name in ("w1_s3", "w1_s4", "w2_s9"):
+        (tmp_path / "two").mkdir(exist_ok=True)
+        Image.fromarray(em[0]).save(tmp_path / f"two/{name}.png")
+    with pytest.raises(ValueError, match="sections 4 are missing"):
+        open_path(tmp_path / "one")
+    assert open_path(tmp_path / "two").shape[0] == 3
+
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nan_and_infinity_are_refused_in_the_sample_and_at_every_read(tmp_path, em, bad):
     good = em.astype(np.float32)

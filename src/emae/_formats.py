@@ -49,6 +49,8 @@ class Source:
     voxel_size_nm: NanometresZYX | None = None
     attrs: dict = field(default_factory=dict)
     write: Callable[[tuple[slice, ...], np.ndarray], None] | None = None
+    place: Place | None = None  # what on disk or on the web it is read from, wherever one stands
+    origin: str = ""  # the same as text, with what was done to it (a box, resampling)
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ def place_of(address: str) -> Place:
         if Path(address[: colon.start()]).exists():
             return Place(address[: colon.start()], address[colon.end() :].strip("/"))
     raise FileNotFoundError(f"{address}: no such file or folder")
+
+
+def resolved(place: Place) -> Place:
+    """The same place from any working folder, links followed."""
+    return place if place.remote else Place(str(place.path.resolve()), place.key)
 
 
 def named(name: str, function: Callable, *arguments, what: str = ""):
@@ -364,6 +371,7 @@ def _open_folder(place: Place) -> Source:
             f"files of {len(series)} series ({', '.join(series[:4])}), wanted the sections of one "
             f"volume: one folder each"
         )
+    _check_numbers(files)
     headers = [named(str(file), _section_header, file, what="not a readable section") for file in files]
     for file, header in zip(files, headers):
         if header != headers[0]:
@@ -382,6 +390,28 @@ def _open_folder(place: Place) -> Source:
 
     get = _Sections(decode, (len(files),), shape, dtype)
     return _arranged(get, (len(files), *shape), dtype, (1, *shape), "zyx")
+
+
+def _check_numbers(files: list[Path]) -> None:
+    """ValueError where section numbers are missing between the first and the last: closing the gap would shift z.
+
+    Judged only where the names differ in exactly one number; an even step (every tenth) is no gap.
+    """
+    rows = [[int(part) for part in re.findall(r"\d+", file.name)] for file in files]
+    columns = [set(column) for column in zip(*rows)]
+    varying = [sorted(column) for column in columns if len(column) > 1]
+    if len(varying) != 1:
+        return
+    numbers = varying[0]
+    step = math.gcd(*(b - a for a, b in zip(numbers, numbers[1:])))
+    gaps = [(a, b) for a, b in zip(numbers, numbers[1:]) if b - a > step]
+    if gaps:
+        missing = [f"{a + step}" if b - a == 2 * step else f"{a + step} to {b - step}" for a, b in gaps]
+        more = f" and {len(missing) - 6} more gaps" if len(missing) > 6 else ""
+        raise ValueError(
+            f"sections {', '.join(missing[:6])}{more} are missing between {files[0].name} and {files[-1].name}: put a "
+            f"blank section in each place, so that z stays true, or rename the files without gaps"
+        )
 
 
 PNG_TYPES = {"1": "u1", "L": "u1", "I;16": "u2", "I;16B": "u2", "I": "i4", "F": "f4"}

@@ -22,19 +22,24 @@ from emae._augment import Symmetry, symmetries
 from emae._geometry import Block, Box, blocks
 from emae._normalise import Levels, measure_levels
 from emae._runs import Run, load_tensors, load_weights, write_whole
-from emae._volume import Volume, check_image, create_volume, resample
+from emae._volume import PROGRESS, Volume, check_apart, check_image, complete, create_volume, resample, written_attrs
 from emae.models._segmenter import Segmenter
 
 VOXEL_SIZE_FACTOR = 1.25
 """largest ratio, per axis, between the voxel size of a volume and that of the training"""
 
 
-def load_segmenter(run: Run) -> Segmenter:
-    """The trained network of a fine-tuning run; ValueError for another kind of run or an unfinished one."""
+def check_run(run: Run) -> None:
+    """ValueError unless this is a fine-tuning run whose training ended."""
     if run.config.kind != "finetune":
         raise ValueError(f"{run.name}: a {run.config.kind} run; prediction needs a fine-tuned one (emae finetune)")
     if not run.finished:
         raise ValueError(f"{run.name}: not finished; go on with emae finetune --resume")
+
+
+def load_segmenter(run: Run) -> Segmenter:
+    """The trained network of a fine-tuning run; ValueError for another kind of run or an unfinished one."""
+    check_run(run)
     model = Segmenter(run.config.model, run.config.target.channels, run.voxel_size_nm)
     load_weights(model, load_tensors(run.weights), run.weights)
     return model.eval()
@@ -59,22 +64,24 @@ def predict(run: Run, volume: Volume, out: str | Path | None = None, *, block_vx
             overwrite: bool = False, say: Callable[[str], None] = lambda text: None) -> Volume:
     """Predict every voxel of a (Z, Y, X) volume.
 
-    out: an OME-Zarr 0.5 to write; None keeps the result in memory. Interrupted work goes on when called again. overlap:
-    share of a crop that the next one covers again, per axis. mirror: how many mirrored and transposed variants are
-    averaged (1 = none). Returns a (C, Z, Y, X) uint8 volume, 255 = 1.0,
-    whose attrs carry `offsets`, with the voxel size of what was predicted.
+    out: an OME-Zarr 0.5 to write; None keeps the result in memory. Interrupted work goes on when called again, also
+    with `overwrite`, which makes a finished one anew. overlap: share of a crop that the next one covers again, per
+    axis. mirror: how many mirrored and transposed variants are averaged (1 = none). Returns a (C, Z, Y, X) uint8
+    volume, 255 = 1.0, whose attrs carry `offsets`, with the voxel size of what was predicted.
     """
     if not 0 <= overlap < 1 or mirror < 1:
         raise ValueError(f"overlap {overlap} and mirror {mirror}: want 0 <= overlap < 1 and mirror >= 1")
+    if out is not None:
+        check_apart(out, volume)
     model = load_segmenter(run)
+    attrs = {"offsets": [list(o) for o in run.config.target.offsets], "run": str(run.folder.resolve()),
+             "source": volume.name, "source_box": str(volume.box)}
     volume = fit_voxel_size(run, volume, resample_to_run=resample_to_run, any_voxel_size=any_voxel_size)
     check_image(volume)
     levels = measure_levels(volume, run.config.normalisation)
     shape, channels = volume.shape, run.config.target.channels
     block_vx = block_vx or default_block(run.config.crop, shape)
     work = blocks(Box.of_shape(shape), block_vx, (0, 0, 0))
-    attrs = {"offsets": [list(o) for o in run.config.target.offsets], "run": run.name, "source": volume.name,
-             "source_box": str(volume.box)}
 
     if out is None:
         result = np.empty((channels, *shape), np.uint8)
@@ -84,17 +91,19 @@ def predict(run: Run, volume: Volume, out: str | Path | None = None, *, block_vx
         return Volume.from_array(result, volume.voxel_size_nm, name=f"prediction of {volume.name}", attrs=attrs)
 
     out = Path(out)
-    done_file = out / "emae_blocks.json"
+    done_file = out / PROGRESS
     key = attrs["work"] = fingerprint(run, volume, levels, block_vx, overlap, mirror)
-    begun = out.is_dir() and not overwrite and work_of(out)
-    if begun and begun != key:
+    there = written_attrs(out)
+    begun = there.get("work") == key and not (overwrite and complete(out))
+    if there.get("work") and not begun and not overwrite:
         raise FileExistsError(f"{out}: holds another prediction (other run, volume or settings); --overwrite replaces "
                               "it, another name keeps both")
     done = set(json.loads(done_file.read_text())["done"]) if begun and done_file.is_file() else set()
     chunk = tuple(min(c, b) for c, b in zip((64, 128, 128), block_vx, strict=True))
-    target = create_volume(out, (channels, *shape), np.uint8, volume.require_voxel_size(), attrs=attrs,
+    target = create_volume(out, (channels, *shape), np.uint8, volume.require_voxel_size(),
+                           attrs=there if begun else attrs,  # a run or file called by another name is the same one
                            chunk_shape=(1, *(c if b % c == 0 else b for c, b in zip(chunk, block_vx, strict=True))),
-                           overwrite=overwrite, resume=bool(begun))
+                           overwrite=overwrite, resume=begun)
     if not begun:
         write_whole(done_file, json.dumps({"key": key, "blocks": len(work), "done": []}).encode())
     for index, block in enumerate(work):
@@ -108,28 +117,11 @@ def predict(run: Run, volume: Volume, out: str | Path | None = None, *, block_vx
     return target
 
 
-def complete(path: str | Path) -> bool:
-    """Whether every block of a prediction on disk is done."""
-    file = Path(path) / "emae_blocks.json"
-    if not file.is_file():
-        return not (Path(path).is_dir() and work_of(Path(path)))  # what predict did not write is nobody's to doubt
-    state = json.loads(file.read_text())
-    return len(state["done"]) == state["blocks"]
-
-
-def work_of(path: Path) -> str:
-    """The fingerprint in a prediction's own header; empty for anything else."""
-    try:
-        return json.loads((path / "zarr.json").read_text())["attributes"]["emae"].get("work", "")
-    except (OSError, ValueError, KeyError, AttributeError):
-        return ""
-
-
 def fingerprint(run: Run, volume: Volume, levels: Levels, block_vx: tuple[int, int, int], overlap: float,
                 mirror: int) -> str:
     """What the blocks of a half-finished prediction must have in common; the levels speak for the voxels."""
-    parts = [run.config.model_dump_json(), hashlib.sha256(run.weights.read_bytes()).hexdigest(), volume.name,
-             str(volume.box), str(volume.shape), str(volume.voxel_size_nm), str(levels.low), str(levels.high),
+    parts = [run.config.model_dump_json(), hashlib.sha256(run.weights.read_bytes()).hexdigest(), volume.origin,
+             str(volume.shape), str(volume.voxel_size_nm), str(levels.low), str(levels.high),
              str(block_vx), str(overlap), str(mirror)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -234,4 +226,4 @@ def blending_window(crop: tuple[int, int, int]) -> torch.Tensor:
     return lines[0][:, None, None] * lines[1][:, None] * lines[2]
 
 
-__all__ = ["Block", "align", "complete", "fit_voxel_size", "load_segmenter", "predict"]
+__all__ = ["Block", "align", "check_run", "complete", "fit_voxel_size", "load_segmenter", "predict"]

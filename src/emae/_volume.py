@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,13 @@ from emae._formats import (
     named,
     open_store,
     place_of,
+    resolved,
     zarr_node,
 )
 from emae._geometry import Box, parse_box
 
 SAMPLE_CHUNKS = 16  # chunks read by a check before work starts, beside the middle one
+PROGRESS = "emae_blocks.json"  # in a prediction: which of its blocks are done
 
 
 class VolumeReadError(ValueError):
@@ -77,6 +80,17 @@ class Volume:
     size = property(lambda self: math.prod(self.shape))
     nbytes = property(lambda self: self.size * self.dtype.itemsize)
     writable = property(lambda self: self._source.write is not None)
+
+    @property
+    def path(self) -> Path | None:
+        """The file or folder it is read from; None in memory and on the web."""
+        place = self._source.place
+        return None if place is None or place.remote else place.path
+
+    @property
+    def origin(self) -> str:
+        """Which voxels these are, wherever one stands: file, key, box and resampling."""
+        return f"{self._source.origin or self.name} {self.box}"
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
@@ -215,9 +229,18 @@ def open_path(
     address: a path; "file.h5:key"; "x.zarr:1" or "x.zarr:s1" for a scale level or an array within; an
     http(s), s3 or gs address of a Zarr, N5 or precomputed volume. voxel_size_nm (z, y, x) comes before what
     the file states. box: the part to open, z y x voxels. FileNotFoundError, or ValueError naming the file and
-    the fault.
+    the fault; a prediction whose blocks are not all done is one.
     """
     place = place_of(address)
+    if not complete(address):
+        raise ValueError(
+            f"{place.name}: not every block is predicted yet; the same emae predict command goes on"
+        )
+    volume = _open(place, voxel_size_nm)
+    return volume if box is None else volume.crop(box)
+
+
+def _open(place: Place, voxel_size_nm: Sequence[float] | None = None) -> Volume:
     for format_name, recognises, opener in OPENERS:
         if recognises(place):
             if place.key and format_name in WITHOUT_KEYS:
@@ -225,14 +248,39 @@ def open_path(
                     f"{place.name}: {format_name} has no parts, so {place.key!r} names nothing in it"
                 )
             source = named(place.name, opener, place, what=f"cannot be opened as {format_name}")
-            volume = Volume(source, place.name, voxel_size_nm=voxel_size_nm)
-            return volume if box is None else volume.crop(box)
+            source = replace(source, place=resolved(place), origin=resolved(place).name)
+            return Volume(source, place.name, voxel_size_nm=voxel_size_nm)
     known = ", ".join(name for name, _, _ in OPENERS)
     if place.remote:
         raise FileNotFoundError(
             f"{place.base}: no Zarr, N5 or precomputed metadata there (other formats: fetch the file first)"
         )
     raise ValueError(f"{place.base}: not a known volume, wanted one of: {known}")
+
+
+def complete(address) -> bool:
+    """Whether every block of a prediction is done; what predict did not write is nobody's to doubt."""
+    try:
+        place = place_of(address)
+    except FileNotFoundError:
+        return True
+    if place.remote:
+        return True
+    for folder in (place.path, place.path.absolute().parent):  # the parent of x.zarr/0
+        if (folder / PROGRESS).is_file():
+            state = json.loads((folder / PROGRESS).read_text())
+            return len(state["done"]) == state["blocks"]
+        if written_attrs(folder).get("work"):  # killed before the first note
+            return False
+    return True
+
+
+def written_attrs(path: Path) -> dict:
+    """The attrs that `create_volume` wrote there; empty for anything else."""
+    try:
+        return json.loads((path / "zarr.json").read_text())["attributes"]["emae"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 # ---- writing -----------------------------------------------------------------------------------------------
@@ -307,14 +355,14 @@ def create_volume(
     )
     if array is not None:
         try:
-            _writable(draft, open_path(draft))[...] = array
+            _writable(draft)[...] = array
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
     if path.exists():
         shutil.rmtree(path)
     os.rename(draft, path)
-    return _writable(path, open_path(path))
+    return _writable(path)
 
 
 def check_output(path: Path, overwrite: bool) -> None:
@@ -333,6 +381,18 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise ValueError(f"{path}: its folder {path.parent} may not be written to")
 
 
+def check_apart(out, *inputs: Volume) -> None:
+    """ValueError where `out` is, holds or lies in what one of the inputs is read from: --overwrite would destroy it."""
+    place = Path(out).resolve()
+    for volume in inputs:
+        path = volume.path
+        if path is not None and (place == path or place in path.parents or path in place.parents):
+            what = "is" if place == path else "lies in" if path in place.parents else "holds"
+            raise ValueError(
+                f"{out}: {what} the input {volume.name}, which is never replaced: choose another name"
+            )
+
+
 def check_free_space(folder, needed_bytes: int, what) -> None:
     """OSError where the disk of `folder` has fewer bytes free; `what` is the output, for the message."""
     free = shutil.disk_usage(folder).free
@@ -344,7 +404,7 @@ def check_free_space(folder, needed_bytes: int, what) -> None:
 
 
 def _reopened(path: Path, shape, dtype, voxel_size_nm, attrs) -> Volume:
-    volume = open_path(path)
+    volume = _open(Place(str(path)))
     found, wanted = (volume.shape, volume.dtype, volume.attrs), (shape, dtype, attrs)
     if found != wanted or not same_voxel_size(volume.voxel_size_nm, voxel_size_nm):
         raise ValueError(
@@ -352,20 +412,16 @@ def _reopened(path: Path, shape, dtype, voxel_size_nm, attrs) -> Volume:
             f"{voxel_size_nm} nm: "
             "it is not the output of this work; choose another name or --overwrite"
         )
-    return _writable(path, volume)
+    return _writable(path)
 
 
-def _writable(path: Path, volume: Volume) -> Volume:
+def _writable(path: Path) -> Volume:
     store = open_store({"driver": "zarr3", "kvstore": Place(str(path / "0")).kvstore(), "open": True})
 
     def write(slices, value):
         store[slices].write(value).result()  # waits until the chunk files are renamed into place
 
-    source = volume._source
-    source = Source(
-        source.shape, source.dtype, source.chunk_shape, source.read, source.voxel_size_nm, source.attrs, write
-    )
-    return Volume(source, str(path))
+    return Volume(replace(_open(Place(str(path)))._source, write=write), str(path))
 
 
 # ---- checks before work starts, and resampling -------------------------------------------------------------
@@ -447,7 +503,16 @@ def check_labels(labels: Volume) -> Volume:
             )
         return out.astype(unsigned)
 
-    source = Source(labels.shape, unsigned, labels.chunk_shape, read, labels.voxel_size_nm, labels.attrs)
+    source = Source(
+        labels.shape,
+        unsigned,
+        labels.chunk_shape,
+        read,
+        labels.voxel_size_nm,
+        labels.attrs,
+        place=labels._source.place,
+        origin=labels.origin,
+    )
     checked = Volume(source, labels.name)
     if not _varies(checked) and checked[0, 0, 0] == 0:
         raise ValueError(
@@ -533,8 +598,18 @@ def resample(volume: Volume, voxel_size_nm: Sequence[float], *, order: int = 1) 
         return (np.rint(out) if volume.dtype.kind in "ui" and order else out).astype(volume.dtype)
 
     chunk = tuple(max(1, round(c / f)) for c, f in zip(volume.chunk_shape[-3:], factors))
-    source = Source(lead + shape, volume.dtype, volume.chunk_shape[:-3] + chunk, read, new, volume.attrs)
-    return Volume(source, f"{volume.name} at {new} nm")
+    source = Source(
+        lead + shape,
+        volume.dtype,
+        volume.chunk_shape[:-3] + chunk,
+        read,
+        new,
+        volume.attrs,
+        place=volume._source.place,
+        origin=f"{volume.origin} of {old} nm at {new} nm",
+    )
+    part = "" if volume.box == Box.of_shape(volume._source.shape[-3:]) else f" {volume.box}"
+    return Volume(source, f"{volume.name}{part} at {new} nm")
 
 
 def _linear_weights(distance: np.ndarray, width: float) -> np.ndarray:
