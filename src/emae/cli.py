@@ -4,6 +4,7 @@ Exit codes: 2 bad input (one line says which file and what is wrong with it), 1 
 heavy is imported inside the commands, so that --help is quick.
 """
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,10 @@ from emae._threads import limit_threads
 if TYPE_CHECKING:
     from emae._sampling import LabelledSource, Source
 
+OWN_DATA = ("isotropic", "sections")
+"""recipes for a lab's own volumes, which are named on the command line"""
+GAP_NM = 50
+"""between the sections trained on and those held out by default; the sections next to a trained one are near copies"""
 BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 app = typer.Typer(
@@ -155,7 +160,7 @@ def pretrain(
 
     [dim]emae pretrain sections stack.tif --voxel-size 50,4,4 --out runs/mae --set schedule.steps=5000[/dim]
     """
-    config = _config(recipe, "pretrain")
+    config = _config(recipe, "pretrain", bool(volumes))
     if volumes:
         own = tuple(_source(v, voxel_size, box) for v in volumes)
         config = _with(config, volumes=own, held_out=tuple(_source(v, voxel_size) for v in held_out or ()))
@@ -202,10 +207,25 @@ def finetune(
         typer.Option(
             metavar="VOLUME LABELS",
             help="Where the threshold is chosen; without it, the last fifth of the "
-            "labelled sections of the last pair, which is not trained on.",
+            "labelled sections of the last pair, which is not trained on, nor are the sections within 50 nm before it. "
+            "In near-isotropic data those are near copies still: give a cube from elsewhere.",
         ),
     ] = None,
-    box: BoxOption = None,
+    held_out_offset: Annotated[
+        str | None, typer.Option(metavar="z,y,x", help="--offset of the --held-out labels in their VOLUME.")
+    ] = None,
+    held_out_valid: Annotated[
+        str | None, typer.Option(metavar="FILE[:KEY]", help="--valid of the --held-out labels.")
+    ] = None,
+    box: Annotated[
+        str | None,
+        typer.Option(
+            "--box",
+            metavar="z0:z1,y0:y1,x0:x1",
+            help="The part of every VOLUME to train on, in voxels, open ends allowed; of its labels too where they "
+            "have its shape and no --offset. Not of --held-out.",
+        ),
+    ] = None,
     voxel_size: VoxelSize = None,
     sets: Sets = None,
     any_voxel_size: AnyVoxelSize = False,
@@ -216,13 +236,17 @@ def finetune(
 
     [dim]emae finetune sections stack.h5:raw cube.h5:labels --offset 10,200,200 --from runs/mae --out runs/seg[/dim]
     """
-    config = _config(recipe, "finetune")
+    config = _config(recipe, "finetune", bool(cubes))
+    begin: Any = start if start == "scratch" else emae.load_run(start)
+    if held_out is None and (held_out_offset or held_out_valid):
+        raise ValueError("--held-out-offset and --held-out-valid belong to --held-out VOLUME LABELS")
     if cubes:
         training = _pairs(cubes, offset, valid, voxel_size, box)
         if held_out is None:
             training[-1], held = _last_fifth(training[-1])
         else:
-            held = _pairs(list(held_out), None, None, voxel_size, None)[0]
+            offsets, valids = ([v] if v else None for v in (held_out_offset, held_out_valid))
+            held = _pairs(held_out, offsets, valids, voxel_size, None, "--held-out-offset")[0]
         config = _with(config, training=tuple(training), validation=(held,))
     elif offset or valid or held_out or box or voxel_size:
         raise ValueError(
@@ -230,7 +254,6 @@ def finetune(
             "those of the configuration are changed with --set, for example --set training.0.raw.path=a.h5"
         )
     config = emae.override(config, sets or [])
-    begin: Any = start if start == "scratch" else emae.load_run(start)
     run = emae.finetune(
         config, out, start=begin, resume=resume, overwrite=overwrite, any_voxel_size=any_voxel_size, say=_say
     )
@@ -287,19 +310,16 @@ def decode(
 
     [dim]emae decode affinities.zarr neurons.zarr --threshold 0.4[/dim]
     """
-    from emae._predict import complete
     from emae._segment import save_labels
+    from emae._volume import check_apart, check_output
 
-    _free(out, overwrite)
+    check_output(out, overwrite)
     affinities = _open(prediction, voxel_size, box)
-    if not complete(prediction):
-        raise ValueError(f"{prediction}: not every block is predicted yet; the same emae predict command goes on")
-    named = run or affinities.attrs.get("run")
-    if named is None and threshold is None:
-        raise ValueError(f"{prediction}: does not say which run made it; give --run or --threshold")
-    maker = None if named is None or (run is None and threshold is not None) else emae.load_run(named)
-    config = emae.Agglomeration() if maker is None else maker.decoder
+    check_apart(out, affinities)
+    config = _decoder(prediction, run, affinities.attrs.get("run"), threshold)
     config = emae.override(config, [*(sets or []), *([] if threshold is None else [f"threshold={threshold}"])])
+    if config.threshold is None:
+        raise ValueError(f"{prediction}: no threshold was chosen for its decoder; give --threshold")
     labels = emae.decode(affinities, config)
     print(f"{save_labels(labels, out, affinities, overwrite=overwrite).name}: {int(labels.max())} objects")
 
@@ -399,9 +419,11 @@ def baseline(
     """
     from emae._decode import classical_grid
     from emae._segment import save_labels
+    from emae._volume import check_apart, check_output
 
-    _free(out, overwrite)
+    check_output(out, overwrite)
     raw = _open(volume, voxel_size, box)
+    check_apart(out, raw)
     if (threshold is None) == (choose_on is None):
         raise ValueError("give --threshold, or --choose-on VOLUME LABELS to have it chosen")
     if choose_on is not None:
@@ -409,6 +431,7 @@ def baseline(
             _open(choose_on[0], voxel_size),
             emae.open_labels(choose_on[1], voxel_size_nm=_triple(voxel_size)),
         )
+        check_apart(out, held_raw, held_labels)
         config, _ = emae.choose_classical(
             held_labels, held_raw, classical_grid(held_raw.require_voxel_size()), emae.score
         )
@@ -441,17 +464,29 @@ def _open(volume: str, voxel_size: str | None, box: str | None = None) -> "emae.
     return emae.open_volume(volume, voxel_size_nm=_triple(voxel_size), box=box)
 
 
-def _free(out: Path, overwrite: bool) -> None:
-    """Before work starts, not after it."""
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists: choose another name, or replace it with --overwrite")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"{out}: its folder {out.parent} does not exist")
+def _decoder(prediction: str, run: Path | None, maker: str | None, threshold: float | None) -> "emae.Agglomeration":
+    """That of --run; else of the run that predicted; with a threshold, and only without that run, the default one."""
+    from emae._predict import check_run
+
+    if run is None and (maker is None or not Path(maker).is_dir()):
+        fault = "does not say which run made it" if maker is None else f"the run that made it, {maker}, is not there"
+        if threshold is None:
+            raise ValueError(f"{prediction}: {fault}; give --run or --threshold")
+        print(f"{prediction}: {fault}; decoded with the default settings", file=sys.stderr)
+        return emae.Agglomeration()
+    found = emae.load_run(run or str(maker))
+    check_run(found)
+    return found.decoder
 
 
-def _config(name: str, kind: str) -> Any:
+def _config(name: str, kind: str, volumes_given: bool) -> Any:
     """The recipe's configuration of this kind, or the file's."""
     from emae._experiments import KINDS
+
+    if name in OWN_DATA and not volumes_given:
+        wanted = "VOLUME" if kind == "pretrain" else "VOLUME LABELS"
+        raise ValueError(f"the recipe {name} is for your own data: give {wanted} after it, as in emae {kind} --help; "
+                         "the recipe phantom brings its own")  # fmt: skip
 
     if name.endswith(".json") or "/" in name:
         return emae.load_config(KINDS[kind], name)
@@ -469,14 +504,16 @@ def _source(volume: str, voxel_size: str | None, box: str | None = None) -> "Sou
     return Source(path=volume, voxel_size_nm=_triple(voxel_size), box=box)
 
 
-def _pairs(cubes, offsets, valids, voxel_size, box) -> list["LabelledSource"]:
+def _pairs(
+    cubes: Sequence[str], offsets, valids, voxel_size: str | None, box: str | None, offset_option: str = "--offset"
+) -> list["LabelledSource"]:
     """VOLUME LABELS VOLUME LABELS ... with one --offset and one --valid each, where given."""
     from emae._sampling import LabelledSource
 
     if len(cubes) % 2:
         raise ValueError(f"{cubes[-1]}: a VOLUME without LABELS; give them in pairs, VOLUME LABELS")
     count = len(cubes) // 2
-    for option, values in (("--offset", offsets), ("--valid", valids)):
+    for option, values in ((offset_option, offsets), ("--valid", valids)):
         if values and len(values) != count:
             raise ValueError(f"{option} is given {len(values)} times for {count} pairs of VOLUME and LABELS")
     pairs = []
@@ -486,20 +523,39 @@ def _pairs(cubes, offsets, valids, voxel_size, box) -> list["LabelledSource"]:
                 raw=_source(raw, voxel_size, box),
                 labels=labels,
                 valid=valids[k] if valids else None,
-                **({"offset_vx": _triple(offsets[k], "--offset", int)} if offsets else {}),
+                offset_vx=_triple(offsets[k], offset_option, int) if offsets else _cut(raw, labels, voxel_size, box),
             )
         )
     return pairs
 
 
+def _cut(raw: str, labels: str, voxel_size: str | None, box: str | None) -> tuple[int, ...] | None:
+    """The offset of labels of the whole VOLUME's shape in its --box; None for labels that fit the box themselves."""
+    if box is None:
+        return None
+    whole, part, ids = _open(raw, voxel_size), _open(raw, voxel_size, box), emae.open_labels(labels)
+    start = tuple(p - w for p, w in zip(part.box.start, whole.box.start))
+    return tuple(-s for s in start) if ids.shape == whole.shape != part.shape else None
+
+
 def _last_fifth(pair: "LabelledSource") -> tuple["LabelledSource", "LabelledSource"]:
-    """The pair cut along z: four fifths of its sections to train on, the last fifth to choose on."""
-    depth = emae.open_labels(pair.labels).shape[0]
-    cut = depth - max(1, depth // 5)
-    if not cut:
-        raise ValueError(f"{pair.labels}: one section cannot be cut; give others with --held-out VOLUME LABELS")
-    training, held_out = (pair.model_copy(update={"sections": tuple(part)}) for part in (range(cut), range(cut, depth)))
-    return training, held_out
+    """The pair cut along z: sections to train on, a gap of 50 nm, and the last fifth, to choose on."""
+    raw, labels, _ = pair.open()
+    offset = pair.offset_vx or (0, 0, 0)
+    if any(o < 0 and n > r for o, n, r in zip(offset[1:], labels.shape[1:], raw.shape[1:])):
+        raise ValueError(f"{labels.name}: reach beyond {raw.name}, box {raw.box}, in y or x; "
+                         "say where to choose the threshold with --held-out VOLUME LABELS")  # fmt: skip
+    known = range(max(0, -offset[0]), min(labels.shape[0], raw.shape[0] - offset[0]))
+    held_out = known[len(known) - max(1, len(known) // 5) :]
+    gap = max(1, math.ceil(GAP_NM / raw.require_voxel_size()[0]))
+    training = known[: max(0, len(known) - len(held_out) - gap)]
+    if not training:
+        raise ValueError(f"{labels.name}: {len(known)} sections are too few to hold out {len(held_out)} of them behind "
+                         f"a gap of {gap}; give others with --held-out VOLUME LABELS")  # fmt: skip
+    print(f"{labels.name}: trained on its sections {training.start} to {training[-1]}; "
+          f"held out: {held_out.start} to {held_out[-1]}")  # fmt: skip
+    one, other = (pair.model_copy(update={"sections": tuple(part)}) for part in (training, held_out))
+    return one, other
 
 
 def run(arguments: Sequence[str]) -> int:
