@@ -138,13 +138,13 @@ def predict_block(model: Segmenter, run: Run, volume: Volume, levels: Levels, bo
     crop = run.config.crop
     offsets = run.config.target.offsets
     total = np.zeros((len(offsets), *box.shape), np.float32)
-    weights = np.zeros((len(offsets), *box.shape), np.float32)
     window = blending_window(crop)
     variants = symmetries(run.voxel_size_nm, crop)
     usable = [s for s in variants if all(_match(s, o, offsets) for o in offsets)]
     # spread over the group: identity first, then as different from one another as a stride makes them
     mirror = min(mirror, len(usable))
     chosen = [usable[(k * len(usable)) // mirror] for k in range(mirror)]
+    weights = np.zeros((1 if mirror == 1 else len(offsets), *box.shape), np.float32)
     for start in itertools.product(*(crop_starts(s, c, a, b, overlap) for s, c, a, b in
                                      zip(volume.shape, crop, box.start, box.stop, strict=True))):
         place = Box(start, tuple(a + c for a, c in zip(start, crop, strict=True)))
@@ -155,7 +155,10 @@ def predict_block(model: Segmenter, run: Run, volume: Volume, levels: Levels, bo
             with torch.inference_mode():
                 x = symmetry.apply(raw).contiguous()[None, None]
                 predicted = run.config.target.probabilities(model(x))[0]
-            mean, weight = align(predicted, window, symmetry, offsets)
+                if mirror == 1:  # nothing was moved: one weight serves all channels
+                    mean, weight = predicted.mul_(window), window[None]
+                else:
+                    mean, weight = align(predicted, window, symmetry, offsets)
             total[(slice(None), *there.slices)] += mean[(slice(None), *here.slices)].numpy()
             weights[(slice(None), *there.slices)] += weight[(slice(None), *here.slices)].numpy()
     total /= np.maximum(weights, 1e-12, out=weights)  # in place: these two are most of the memory

@@ -70,6 +70,17 @@ class Residual(nn.Module):
         return self.conv2(y).add_(x)
 
 
+class Pointwise(nn.Conv3d):
+    """A convolution whose kernel is its stride, as one matrix product: at batch 1 torch has no fast kernel for these."""
+
+    def __init__(self, inputs: int, outputs: int, stride: Triple = (1, 1, 1)):
+        super().__init__(inputs, outputs, stride, stride=stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x if self.kernel_size == (1, 1, 1) else space_to_depth(x, self.kernel_size)
+        return F.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+
+
 class Segmenter(nn.Module):
     """(B, 1, Z, Y, X) normalised raw -> (B, K, Z, Y, X) logits. The crop must be a multiple of the patch."""
 
@@ -94,12 +105,12 @@ class Segmenter(nn.Module):
         self.stem = nn.Conv3d(stem_voxels, widths[0], flat[0], padding=tuple(k // 2 for k in flat[0]))
         self.down = nn.ModuleList(Residual(w, (f, f)) for w, f in zip(widths[:-1], flat[:-1], strict=True))
         self.pool = nn.ModuleList(
-            nn.Conv3d(a, b, s, stride=s) for a, b, s in zip(widths[:-1], widths[1:], self.strides, strict=True))
-        self.from_tokens = nn.Conv3d(config.encoder.width, widths[-1], 1)
+            Pointwise(a, b, s) for a, b, s in zip(widths[:-1], widths[1:], self.strides, strict=True))
+        self.from_tokens = Pointwise(config.encoder.width, widths[-1])
         self.bottom = Residual(widths[-1], (full, full))
-        self.lift = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.lift = nn.ModuleList(Pointwise(b, a) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.up = nn.ModuleList(Residual(w, (f, full)) for w, f in zip(widths[:-1], flat[:-1], strict=True))
-        self.head = nn.Conv3d(widths[0], outputs * stem_voxels, 1)
+        self.head = Pointwise(widths[0], outputs * stem_voxels)
         self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, x_BCZYX: torch.Tensor) -> torch.Tensor:
