@@ -71,7 +71,7 @@ class Residual(nn.Module):
 
 
 class Pointwise(nn.Conv3d):
-    """A convolution whose kernel is its stride, as one matrix product: at batch 1 torch has no fast kernel for these."""
+    """A convolution whose kernel is its stride, as one matrix product: torch has no fast one of these at batch 1."""
 
     def __init__(self, inputs: int, outputs: int, stride: Triple = (1, 1, 1)):
         super().__init__(inputs, outputs, stride, stride=stride)
