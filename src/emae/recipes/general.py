@@ -23,7 +23,7 @@ SECTIONS_TARGET = Affinities(offsets=(
 
 
 def pretrain_isotropic() -> Pretrain:
-    """A masked autoencoder for near-cubic voxels: patch 8^3, crop 64^3; about 20 minutes on 2 cores."""
+    """A masked autoencoder for near-cubic voxels: patch 8^3, crop 64^3; 26 minutes of one core."""
     return Pretrain(volumes=(Source(path="phantom/train"),), crop=(64, 64, 64),
                     model=MaeConfig(encoder=ISOTROPIC_ENCODER),
                     schedule=Schedule(steps=5000, batch=4, rate=1.5e-3, warmup=300, validate_every=1000,
@@ -31,7 +31,7 @@ def pretrain_isotropic() -> Pretrain:
 
 
 def finetune_isotropic() -> Finetune:
-    """A segmenter for near-cubic voxels; about 50 minutes on 2 cores."""
+    """A segmenter for near-cubic voxels; 35 minutes of one core."""
     return Finetune(training=(LabelledSource(raw=Source(path="phantom/train")),),
                     validation=(LabelledSource(raw=Source(path="phantom/validation")),), crop=(64, 64, 64),
                     model=ISOTROPIC, target=ISOTROPIC_TARGET,
@@ -40,7 +40,7 @@ def finetune_isotropic() -> Finetune:
 
 
 def pretrain_sections() -> Pretrain:
-    """A masked autoencoder for serial sections: patch 2 x 16 x 16, crop 8 x 160 x 160; about 20 minutes on 2 cores."""
+    """A masked autoencoder for serial sections: patch 2 x 16 x 16, crop 8 x 160 x 160; 21 minutes of one core."""
     return Pretrain(volumes=(Source(path="phantom/train"),), crop=(8, 160, 160),
                     model=MaeConfig(encoder=SECTIONS_ENCODER),
                     schedule=Schedule(steps=5000, batch=4, rate=1.5e-3, warmup=300, validate_every=1000,
@@ -48,7 +48,7 @@ def pretrain_sections() -> Pretrain:
 
 
 def finetune_sections() -> Finetune:
-    """A segmenter for serial sections; about 50 minutes on 2 cores."""
+    """A segmenter for serial sections; 24 minutes of one core."""
     return Finetune(training=(LabelledSource(raw=Source(path="phantom/train")),),
                     validation=(LabelledSource(raw=Source(path="phantom/validation")),), crop=(8, 160, 160),
                     model=SECTIONS, target=SECTIONS_TARGET,

@@ -15,7 +15,7 @@ ENCODER = VitConfig(patch=(2, 8, 8), width=96, depth=4, heads=4, wavelengths_nm=
 
 
 def pretrain() -> Pretrain:
-    """About a minute on 2 cores; ends below interpolation on held-out tissue."""
+    """About a minute on 2 cores; too short to end below good interpolation (docs/log.md)."""
     base = general.pretrain_sections()
     return base.model_copy(update={
         "volumes": (Source(path="phantom/train"),), "held_out": (Source(path="phantom/validation"),),
