@@ -85,7 +85,7 @@ def fit(model: torch.nn.Module, step: Step, validate: Validate, schedule: Schedu
             model.train()
             if looked:
                 run.report(step=done, **looked)
-                say("  held out: " + "  ".join(f"{k.removeprefix('held_out_')} {v:.4f}" for k, v in looked.items()))
+                say("  " + "  ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in looked.items()))
         if saves:
             run.save_checkpoint(done, model, optimiser)
     model.eval()
