@@ -197,6 +197,7 @@ def calibrate(run: Run, held_out: list[Cube], say: Callable[[str], None] = print
     run.save_record(decoder=decoder.model_dump(mode="json"), threshold_table=table,
                     threshold_chosen_on=f"{cube.labels.name} {box}")
     say(f"threshold {decoder.threshold} with fragments {decoder.fragments} chosen on held-out labels: adapted Rand "
-        f"error {best['adapted_rand_error']:.4f}, VOI {best['voi_split']:.3f} + {best['voi_merge']:.3f}, {best['objects']} objects")
+        f"error {best['adapted_rand_error']:.4f}, VOI {best['voi_split']:.3f} + {best['voi_merge']:.3f}, "
+        f"{best['objects']} objects")
     if best["objects"] < 2:
         say("  everything there became one object: train longer, or hold out labels with more objects")
