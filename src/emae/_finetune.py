@@ -17,7 +17,7 @@ from emae._geometry import Box, blocks
 from emae._patches import Triple
 from emae._predict import default_block, load_segmenter, predict_block
 from emae._runs import Run, create_run, difference, load_tensors
-from emae._sampling import Crops, Cube, common_voxel_size, known_labels, open_cubes
+from emae._sampling import Crops, Cube, common_voxel_size, far_apart, known_labels, open_cubes
 from emae.models._segmenter import Segmenter
 
 COVERAGE_FLOOR = 0.9
@@ -153,8 +153,7 @@ def _check_start(start: Run, config: Finetune) -> None:
 
 def _start_from(start: Run, model: Segmenter, voxel_size_nm: tuple[float, float, float],
                 any_voxel_size: bool) -> Transfer:
-    sizes = list(zip(start.voxel_size_nm, voxel_size_nm, strict=True))
-    if not any_voxel_size and any(max(a, b) > 1.25 * min(a, b) for a, b in sizes):
+    if not any_voxel_size and far_apart(start.voxel_size_nm, voxel_size_nm):
         raise ValueError(f"{start.name}: pre-trained at voxels of {start.voxel_size_nm} nm, labels at {voxel_size_nm} "
                          "nm; pre-train at the labels' size (--set volumes.0.resample_nm=[z,y,x]), or allow it with "
                          "--any-voxel-size")

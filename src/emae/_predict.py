@@ -22,11 +22,9 @@ from emae._augment import Symmetry, symmetries
 from emae._geometry import Block, Box, blocks
 from emae._normalise import Levels, measure_levels
 from emae._runs import Run, load_tensors, load_weights, write_whole
+from emae._sampling import far_apart
 from emae._volume import PROGRESS, Volume, check_apart, check_image, complete, create_volume, resample, written_attrs
 from emae.models._segmenter import Segmenter
-
-VOXEL_SIZE_FACTOR = 1.25
-"""largest ratio, per axis, between the voxel size of a volume and that of the training"""
 
 
 def check_run(run: Run) -> None:
@@ -53,7 +51,7 @@ def fit_voxel_size(run: Run, volume: Volume, *, resample_to_run: bool = False, a
     have, want = volume.require_voxel_size(), run.voxel_size_nm
     if resample_to_run:
         return resample(volume, want)
-    if not any_voxel_size and any(max(h, w) > VOXEL_SIZE_FACTOR * min(h, w) for h, w in zip(have, want, strict=True)):
+    if not any_voxel_size and far_apart(have, want):
         raise ValueError(f"{volume.name}: voxels of {have} nm (z, y, x), but {run.name} was trained at {want} nm; "
                          "--resample resamples the volume on the fly, --any-voxel-size predicts as it is")
     return volume

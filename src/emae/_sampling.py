@@ -13,6 +13,8 @@ from emae._geometry import Box
 from emae._normalise import Levels, Normalisation, measure_levels
 from emae._volume import Volume, check_image, check_labels, check_pair, resample
 
+VOXEL_SIZE_FACTOR = 1.25
+"""largest ratio, per axis, between voxel sizes that one network may see"""
 IN_MEMORY_BYTES = 2**31
 """volumes smaller than this are read once and kept; larger ones are read crop by crop"""
 
@@ -157,10 +159,15 @@ def known_labels(cube: Cube) -> int:
     return count
 
 
+def far_apart(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether two voxel sizes differ by more than VOXEL_SIZE_FACTOR on an axis: another scale, another task."""
+    return any(max(a, b) > VOXEL_SIZE_FACTOR * min(a, b) for a, b in zip(one, other, strict=True))
+
+
 def common_voxel_size(cubes: list[Cube]) -> tuple[float, float, float]:
     """That of the first; ValueError where another, of training or held-out data, is more than 1.25x off on an axis."""
     sizes = {c.voxel_size_nm for c in cubes}
-    if any(max(a, b) > 1.25 * min(a, b) for s in sizes for t in sizes for a, b in zip(s, t, strict=True)):
+    if any(far_apart(s, t) for s in sizes for t in sizes):
         raise ValueError("sources of one training differ in voxel size by more than 1.25x: "
                          + ", ".join(f"{c.raw.name} {c.voxel_size_nm} nm" for c in cubes))
     return cubes[0].voxel_size_nm
